@@ -1,0 +1,38 @@
+# What CI runs is what a person runs. Everything happens in .venv, made on first use and left alone afterwards.
+
+PYTHON ?= python3
+VENV   := .venv
+INSTALLED := $(VENV)/.installed
+export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
+export MLFLOW_DISABLE_TELEMETRY ?= true
+
+.PHONY: help demo test check bench clean
+.DEFAULT_GOAL := help
+
+help:  ## this list
+	@grep -hE '^[a-z]+: .*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 16
+
+demo: $(INSTALLED)  ## draw photos, train, register, promote, serve and ask: the whole way, on this machine
+	@python -m scripts.demo
+
+test: $(INSTALLED)  ## all tests; one that can't run here says why
+	python -m pytest
+
+check: $(INSTALLED)  ## formatting, lint and types
+	ruff format --check .
+	ruff check .
+	mypy
+
+bench: $(INSTALLED)  ## benchmarks, beside what a user would pick instead
+	@ls benchmarks/*.py >/dev/null 2>&1 || { echo "there are no benchmarks yet"; exit 1; }
+	@for program in benchmarks/*.py; do python "$$program" || exit 1; done
+
+clean:  ## remove .venv and caches; runs and models (mlflow.db, mlruns) stay
+	rm -rf $(VENV) build *.egg-info plugin/*.egg-info .pytest_cache .mypy_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(INSTALLED): pyproject.toml plugin/pyproject.toml constraints.txt
+	@echo "installing into $(VENV): about two minutes the first time, no more afterwards"
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[train,dev]' -e ./plugin
+	@touch $@

@@ -1,0 +1,99 @@
+"""Pictures → predictions. No MLflow in it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from catdog_pyfunc.bundle import Bundle
+from catdog_pyfunc.engine import Engine, Floats, open_engine
+from catdog_pyfunc.errors import InvalidImage
+from catdog_pyfunc.images import picture_bytes
+from catdog_pyfunc.preprocess import DEFAULT_LIMITS, Limits, Pixels, preprocess
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The answer for one picture.
+
+    Attributes:
+        label: The most probable class; None if the picture couldn't be read.
+        confidence: That class's probability, 0..1; None likewise.
+        probabilities: Class name → probability, adding up to 1; empty likewise.
+        error: What was wrong with the picture and what to send instead; None if nothing was.
+    """
+
+    label: str | None = None
+    confidence: float | None = None
+    probabilities: dict[str, float] = field(default_factory=dict)
+    error: str | None = None
+
+
+class Classifier:
+    """A bundle, ready to answer. Safe to call from several threads: at most one picture a core is worked on at a time."""
+
+    def __init__(
+        self, bundle: Bundle, *, engine: str = "auto", threads: int | None = None, limits: Limits = DEFAULT_LIMITS
+    ) -> None:
+        """Load a bundle.
+
+        Args:
+            bundle: The stored classifier.
+            engine: "auto", "onnx" or "torch".
+            threads: How many pictures are worked on side by side; None for one a core.
+            limits: Largest file and picture.
+        """
+        self.bundle = bundle
+        self.engine: Engine = open_engine(bundle, engine)
+        self._limits = limits
+        self._pool = ThreadPoolExecutor(threads or available_cores(), thread_name_prefix="catdog")
+
+    def predict(self, images: Sequence[object]) -> list[Prediction]:
+        """Classify pictures.
+
+        Args:
+            images: One cell a picture: raw bytes, base64 or a data URI.
+
+        Returns:
+            One prediction a picture, in the same order. A picture that can't be read gets one that says why.
+        """
+        size = self.engine.batch_size
+        chunks = [range(start, min(start + size, len(images))) for start in range(0, len(images), size)]
+        answers = self._pool.map(lambda rows: self._predict_chunk(images, rows), chunks)
+        return [prediction for chunk in answers for prediction in chunk]
+
+    def _predict_chunk(self, images: Sequence[object], rows: range) -> Iterator[Prediction]:
+        pixels: list[Pixels] = []
+        errors: dict[int, str] = {}
+        for row in rows:
+            try:
+                pixels.append(preprocess(picture_bytes(images[row]), self.bundle.description.preprocess, self._limits))
+            except InvalidImage as wrong:
+                errors[row] = f"image {row} {wrong}"
+        answers = iter(self._name(self.engine.run(np.stack(pixels)).logits) if pixels else ())
+        return iter([Prediction(error=errors[row]) if row in errors else next(answers) for row in rows])
+
+    def _name(self, logits: Floats) -> list[Prediction]:
+        description = self.bundle.description
+        predictions = []
+        for row in softmax(logits / description.temperature):
+            probabilities = dict(zip(description.classes, row.tolist(), strict=True))
+            label = description.classes[int(row.argmax())]
+            predictions.append(Prediction(label, probabilities[label], probabilities))
+        return predictions
+
+
+def softmax(logits: npt.NDArray[np.floating]) -> npt.NDArray[np.float64]:
+    """Logits (N, C) → probabilities (N, C) that add up to 1 a row, without overflow."""
+    raised: npt.NDArray[np.float64] = np.exp(logits.astype(np.float64) - logits.max(axis=1, keepdims=True))
+    return np.asarray(raised / raised.sum(axis=1, keepdims=True))
+
+
+def available_cores() -> int:
+    """How many cores this process may use (a container's CPU set counts, where the system tells)."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,0 +1,126 @@
+"""uint8 pictures → logits and embedding: ONNX Runtime (the default on CPU), or PyTorch from the same bundle."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from catdog_pyfunc.bundle import GRAPH, WEIGHTS, Bundle
+from catdog_pyfunc.errors import InvalidSetting, MissingDependency
+from catdog_pyfunc.preprocess import Pixels
+
+Floats = npt.NDArray[np.float32]
+ENGINES = ("auto", "onnx", "torch")
+OUTPUTS = ("logits", "embedding", "feature_map")  # of the graph, in this order
+
+
+class Outputs(NamedTuple):
+    """What a network says of N pictures: logits (N, C) and embedding (N, D)."""
+
+    logits: Floats
+    embedding: Floats
+
+
+class Engine(Protocol):
+    """Runs the network. Safe to call from several threads at once.
+
+    Attributes:
+        batch_size: How many pictures a call should hold to be fastest.
+    """
+
+    batch_size: int
+
+    def run(self, images: Pixels) -> Outputs:
+        """Classify pictures: (N, size, size, 3) uint8, as `preprocess` makes them."""
+        ...
+
+
+class OnnxEngine:
+    """ONNX Runtime on CPU, one thread a call.
+
+    Single pictures in calls side by side are the fastest way on CPU: with mobilenet_v2 on 2 cores 2.7 ms a picture, against
+    3.1 in batches of 8 and 3.0 with both threads in one call (400 photos, AMD EPYC).
+    """
+
+    batch_size = 1
+
+    def __init__(self, graph: Path | bytes) -> None:
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = 1
+        options.inter_op_num_threads = 1
+        options.log_severity_level = 3
+        source = graph if isinstance(graph, bytes) else os.fspath(graph)
+        self._session = onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+
+    def run(self, images: Pixels) -> Outputs:
+        """Classify pictures: (N, size, size, 3) uint8 → logits (N, C), embedding (N, D)."""
+        logits, embedding = self._session.run(OUTPUTS[:2], {"images": images})
+        return Outputs(logits, embedding)
+
+
+class TorchEngine:
+    """PyTorch, from the bundle's safetensors: on CUDA where there is one."""
+
+    def __init__(self, bundle: Bundle) -> None:
+        try:
+            import torch
+            from safetensors.torch import load_file
+
+            from catdog_pyfunc.network import PixelNetwork, build
+        except ImportError as missing:
+            raise MissingDependency("PyTorch is needed here: pip install 'catdog-pyfunc[torch]'") from missing
+
+        description = bundle.description
+        network = build(description.backbone, len(description.classes))
+        network.load_state_dict(load_file(bundle.path / WEIGHTS))
+        spec = description.preprocess
+        self._torch = torch
+        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self._network = PixelNetwork(network, spec.mean, spec.std).eval().to(self._device)
+        self.batch_size = 64 if self._device.type == "cuda" else 4
+
+    def run(self, images: Pixels) -> Outputs:
+        """Classify pictures: (N, size, size, 3) uint8 → logits (N, C), embedding (N, D)."""
+        torch = self._torch
+        with torch.inference_mode():
+            logits, embedding, _ = self._network(torch.from_numpy(images).to(self._device))
+        return Outputs(logits.cpu().numpy(), embedding.cpu().numpy())
+
+
+def open_engine(bundle: Bundle, name: str = "auto") -> Engine:
+    """Open the engine that serves a bundle.
+
+    Args:
+        bundle: The stored classifier.
+        name: "onnx", "torch", or "auto": PyTorch where it is installed and sees a CUDA device, else ONNX Runtime.
+
+    Returns:
+        The engine, loaded.
+
+    Raises:
+        InvalidSetting: No such engine.
+        MissingDependency: PyTorch was asked for and isn't installed.
+    """
+    if name not in ENGINES:
+        raise InvalidSetting(f"engine {name!r} is not known: give one of {', '.join(ENGINES)}")
+    if name == "torch" or (name == "auto" and _cuda_is_there()):
+        return TorchEngine(bundle)
+    return OnnxEngine(bundle.path / GRAPH)
+
+
+def _cuda_is_there() -> bool:
+    # /dev/nvidiactl first: importing torch only to hear "no" would triple a server's memory.
+    if not Path("/dev/nvidiactl").exists():
+        return False
+    try:
+        import torch
+        import torchvision  # noqa: F401
+    except ImportError:
+        return False
+    return torch.cuda.is_available()

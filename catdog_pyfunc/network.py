@@ -1,0 +1,125 @@
+"""The PyTorch side: a torchvision backbone cut at its pooled features, with a linear head.
+
+Needs the [torch] extra, and says so on import: only `TorchEngine`, saving and training import it.
+"""
+
+from __future__ import annotations
+
+import warnings
+
+from catdog_pyfunc.errors import InvalidSetting, MissingDependency
+
+try:
+    import torch
+    import torchvision
+    from torch import fx, nn
+    from torch.nn import functional
+except ImportError as missing:
+    raise MissingDependency("PyTorch and torchvision are needed here: pip install 'catdog-pyfunc[torch]'") from missing
+
+
+class Network(nn.Module):
+    """A convolutional backbone, global average pooling and a linear head.
+
+    The head is linear on pooled features, so that a class activation map is exact: class score and map are the same product
+    (Zhou et al., "Learning Deep Features for Discriminative Localization", CVPR 2016).
+    """
+
+    def __init__(self, features: nn.Module, dimension: int, n_classes: int) -> None:
+        super().__init__()
+        self.features = features
+        self.head = nn.Linear(dimension, n_classes)
+
+    def forward(self, batch: torch.Tensor) -> torch.Tensor:
+        """Classify normalised pictures: (N, 3, H, W) float32 → logits (N, C)."""
+        return self.outputs(batch)[0]
+
+    def outputs(self, batch: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Classify and show how: (N, 3, H, W) float32 → logits (N, C), embedding (N, D), feature map (N, D, h, w)."""
+        feature_map = self.features(batch)  # (N, D, h, w)
+        embedding = feature_map.mean((2, 3))  # (N, D)
+        return self.head(embedding), embedding, feature_map
+
+
+class PixelNetwork(nn.Module):
+    """A `Network` behind its normalisation: uint8 pictures in, so that nothing is computed on pixels outside the graph."""
+
+    mean: torch.Tensor
+    scale: torch.Tensor
+
+    def __init__(self, network: Network, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+        super().__init__()
+        self.network = network
+        self.register_buffer("mean", 255 * torch.tensor(mean))
+        self.register_buffer("scale", 1 / (255 * torch.tensor(std)))
+
+    def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Classify pictures: (N, H, W, 3) uint8 → logits (N, C), embedding (N, D), feature map (N, D, h, w)."""
+        batch = (images.to(torch.float32) - self.mean) * self.scale
+        logits, embedding, feature_map = self.network.outputs(batch.permute(0, 3, 1, 2))  # NHWC → NCHW
+        return logits, embedding, feature_map
+
+
+def build(backbone: str, n_classes: int) -> Network:
+    """Make the network for a backbone, with random weights.
+
+    Args:
+        backbone: A classification model's name in `torchvision.models`.
+        n_classes: How many classes the head tells apart.
+
+    Returns:
+        The network, in evaluation mode.
+
+    Raises:
+        InvalidSetting: No such backbone, or none that ends in globally pooled features.
+    """
+    known = torchvision.models.list_models(module=torchvision.models)
+    if backbone not in known:
+        raise InvalidSetting(f"backbone {backbone!r} is not in torchvision.models; it has {', '.join(known)}")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # googlenet and inception warn about a change of initialisation to come
+        model = torchvision.models.get_model(backbone, weights=None)
+    features = cut_at_pooling(model.eval(), backbone)
+    with torch.inference_mode():
+        dimension = features(torch.zeros(1, 3, 224, 224)).shape[1]
+    return Network(features, dimension, n_classes).eval()
+
+
+def cut_at_pooling(model: nn.Module, name: str) -> fx.GraphModule:
+    """Keep a classification model up to the input of its last global pooling.
+
+    Parameters keep the names they have in torchvision's own state_dict.
+
+    Args:
+        model: The whole model, in evaluation mode.
+        name: What to call it in an error.
+
+    Returns:
+        A module (N, 3, H, W) → (N, D, h, w).
+
+    Raises:
+        InvalidSetting: It has no global pooling (a transformer, VGG), so no pooled features.
+    """
+    graph = fx.Tracer().trace(model)
+    poolings = [node for node in graph.nodes if _pools_globally(node, model)]
+    if not poolings:
+        raise InvalidSetting(
+            f"backbone {name!r} does not end in globally pooled features: "
+            "take one that does, as mobilenet_v2, resnet18, efficientnet_b0 or convnext_tiny"
+        )
+    output = next(node for node in graph.nodes if node.op == "output")
+    output.args = (poolings[-1].args[0],)
+    features = fx.GraphModule(model, graph)
+    features.graph.eliminate_dead_code()
+    features.delete_all_unused_submodules()
+    features.recompile()
+    return features
+
+
+def _pools_globally(node: fx.Node, model: nn.Module) -> bool:
+    if node.op == "call_module":
+        module = model.get_submodule(str(node.target))
+        return isinstance(module, nn.AdaptiveAvgPool2d) and module.output_size in (1, (1, 1))
+    if node.target is functional.adaptive_avg_pool2d:
+        return node.args[1] in (1, (1, 1))
+    return node.target == "mean" and list(node.args[1:2]) in ([[2, 3]], [(2, 3)])

@@ -1,0 +1,1 @@
+"""Training, evaluation and the registry; needs the [train] extra and never travels with a model."""

@@ -1,0 +1,235 @@
+"""Class folders → a data set: listed, split by content digest; broken, empty, leaking and unreadable parts are named."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from catdog_pyfunc.classifier import available_cores
+from catdog_pyfunc.errors import InvalidData
+
+SIDES = ("train", "val", "test")
+SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"})
+_VAL_SHARE, _TEST_SHARE = 0.15, 0.15
+
+
+@dataclass(frozen=True)
+class Example:
+    """One picture of a data set.
+
+    Attributes:
+        path: Its file.
+        label: Index of its class in `Dataset.classes`.
+        digest: SHA-256 of the file, hex.
+    """
+
+    path: Path
+    label: int
+    digest: str
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Labelled pictures on three sides.
+
+    Attributes:
+        source: What was asked for: a folder or a name.
+        classes: Class names, sorted: their order is that of the logits.
+        sides: "train", "val", "test" → pictures.
+        problems: What was left out and why, a sentence each.
+    """
+
+    source: str
+    classes: tuple[str, ...]
+    sides: dict[str, tuple[Example, ...]]
+    problems: tuple[str, ...] = ()
+
+    def counts(self, side: str) -> dict[str, int]:
+        """Class name → number of pictures on a side."""
+        counter = Counter(example.label for example in self.sides[side])
+        return {name: counter[index] for index, name in enumerate(self.classes)}
+
+    def digest(self, *sides: str) -> str:
+        """Name the content of some sides (all, if none is given): 16 hex digits, equal for equal pictures and labels."""
+        lines = (
+            f"{side} {self.classes[example.label]} {example.digest}\n"
+            for side in sides or SIDES
+            for example in sorted(self.sides[side], key=lambda example: (example.label, example.digest))
+        )
+        return hashlib.sha256("".join(lines).encode()).hexdigest()[:16]
+
+    def without(self, broken: dict[Path, str]) -> Dataset:
+        """Leave broken pictures out.
+
+        Args:
+            broken: File → what is wrong with it.
+
+        Returns:
+            The rest, with the broken ones among its problems.
+
+        Raises:
+            InvalidData: Nothing is left to learn from.
+        """
+        if not broken:
+            return self
+        sides = {side: tuple(e for e in examples if e.path not in broken) for side, examples in self.sides.items()}
+        named = tuple(f"{path}: {reason}" for path, reason in sorted(broken.items()))
+        return _checked(replace(self, sides=sides, problems=self.problems + named))
+
+
+def read_folder(folder: Path) -> Dataset:
+    """List a folder of photos.
+
+    Args:
+        folder: Either `train`, `val`, `test` with class sub-folders, or class sub-folders alone. A side that isn't there is
+            taken out of train by content digest: the same file is always on the same side.
+
+    Returns:
+        The data set; what had to be left out stands in its `problems`.
+
+    Raises:
+        InvalidData: No such folder, fewer than two classes, or nothing to learn from.
+    """
+    if not folder.is_dir():
+        raise InvalidData(
+            f"data folder {folder} {'is not a folder' if folder.exists() else 'does not exist'}: give a folder "
+            "with one sub-folder a class, or 'sample', or 'oxford-iiit-pet'"
+        )
+    problems: list[str] = []
+    roots = {side: folder / side for side in SIDES if (folder / side).is_dir()} if (folder / "train").is_dir() else {}
+    roots = roots or {"train": folder}
+    found = {side: _list_classes(root, problems) for side, root in roots.items()}
+    labelled = {side: [(path, name) for name, paths in classes.items() for path in paths] for side, classes in found.items()}
+    return assemble(str(folder), labelled, {name for classes in found.values() for name in classes}, problems)
+
+
+def assemble(
+    source: str, labelled: dict[str, list[tuple[Path, str]]], names: Iterable[str], problems: Sequence[str] = ()
+) -> Dataset:
+    """Make a data set of labelled files: digests, missing sides, duplicates across sides.
+
+    Args:
+        source: What to call the data set.
+        labelled: Side → (file, class name); "train" at least.
+        names: Every class that was found, also empty ones.
+        problems: What is wrong already.
+
+    Returns:
+        The data set.
+
+    Raises:
+        InvalidData: Fewer than two classes, or nothing to learn from.
+    """
+    named = list(problems)
+    filled = {name for files in labelled.values() for _, name in files}
+    named += [f"class {name!r} has no pictures: left out" for name in sorted(set(names) - filled)]
+    classes = tuple(sorted(filled))
+    index = {name: label for label, name in enumerate(classes)}
+    sides = {side: _digest_all(files, index, named) for side, files in labelled.items()}
+    missing = [side for side in SIDES if side not in sides]
+    if missing:
+        sides = {**sides, **_take_out(sides["train"], missing)}
+    sides = _without_leaks(sides, classes, named)
+    return _checked(Dataset(source, classes, {side: tuple(sides[side]) for side in SIDES}, tuple(named)))
+
+
+def _checked(dataset: Dataset) -> Dataset:
+    about = "".join(f"\n  {problem}" for problem in dataset.problems[:10])
+    if not any(dataset.sides.values()):
+        raise InvalidData(f"{dataset.source} holds no readable pictures ({', '.join(sorted(SUFFIXES))}){about}")
+    in_train = [name for name, count in dataset.counts("train").items() if count]
+    if len(in_train) < 2:
+        raise InvalidData(
+            f"{dataset.source} has training pictures of {len(in_train)} class ({', '.join(in_train)}); "
+            f"at least 2 classes are needed, one sub-folder each{about}"
+        )
+    for side in ("val", "test"):
+        if not dataset.sides[side]:
+            raise InvalidData(f"{dataset.source} has nothing in {side!r}: add pictures, {side} gets 15 % of them{about}")
+    return dataset
+
+
+def _list_classes(root: Path, problems: list[str]) -> dict[str, list[Path]]:
+    classes: dict[str, list[Path]] = {}
+    for entry in sorted(root.iterdir()):
+        if entry.is_dir() and not entry.name.startswith("."):
+            classes[entry.name] = _list_pictures(entry, problems)
+    return classes
+
+
+def _list_pictures(folder: Path, problems: list[str]) -> list[Path]:
+    def unreadable(error: OSError) -> None:
+        problems.append(f"{error.filename}: can't be read ({error.strerror}): left out")
+
+    pictures = []
+    for parent, folders, files in os.walk(folder, onerror=unreadable):
+        folders.sort()
+        for name in sorted(files):
+            path = Path(parent, name)
+            if path.suffix.lower() in SUFFIXES:
+                pictures.append(path)
+            elif not name.startswith("."):
+                problems.append(f"{path}: {path.suffix or 'no suffix'} is not a picture's suffix: left out")
+    return pictures
+
+
+def _digest_all(files: Sequence[tuple[Path, str]], index: dict[str, int], problems: list[str]) -> list[Example]:
+    with ThreadPoolExecutor(available_cores()) as pool:
+        digests = list(pool.map(lambda file: _digest(file[0]), files))
+    examples = []
+    for (path, name), digest in zip(files, digests, strict=True):
+        if isinstance(digest, OSError):
+            problems.append(f"{path}: can't be read ({digest.strerror}): left out")
+        else:
+            examples.append(Example(path, index[name], digest))
+    return examples
+
+
+def _digest(path: Path) -> str | OSError:
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError as unreadable:
+        return unreadable
+
+
+def _take_out(train: Sequence[Example], missing: Sequence[str]) -> dict[str, list[Example]]:
+    """Take the missing sides out of train, each picture by its digest alone: adding files moves none of the others."""
+    sides: dict[str, list[Example]] = {"train": [], **{side: [] for side in missing}}
+    for example in train:
+        place = int(example.digest[:13], 16) / 16**13  # uniform in 0..1, the same for the same content
+        if "test" in missing and place < _TEST_SHARE:
+            sides["test"].append(example)
+        elif "val" in missing and place >= 1 - _VAL_SHARE:
+            sides["val"].append(example)
+        else:
+            sides["train"].append(example)
+    return sides
+
+
+def _without_leaks(sides: dict[str, list[Example]], classes: Sequence[str], problems: list[str]) -> dict[str, list[Example]]:
+    """Keep a picture that is on two sides only on the one that measures: test before val before train."""
+    holders: dict[str, set[str]] = defaultdict(set)
+    labels: dict[str, set[int]] = defaultdict(set)
+    for side, examples in sides.items():
+        for example in examples:
+            holders[example.digest].add(side)
+            labels[example.digest].add(example.label)
+    kept: dict[str, list[Example]] = {}
+    for side, examples in sides.items():
+        kept[side] = []
+        for example in examples:
+            owner = max(holders[example.digest], key=SIDES.index)
+            if owner == side:
+                kept[side].append(example)
+            else:
+                problems.append(f"{example.path}: the same picture is in {owner!r} too: left out of {side!r}")
+    for digest, several in labels.items():
+        if len(several) > 1:
+            names = ", ".join(classes[label] for label in sorted(several))
+            problems.append(f"picture {digest[:12]} stands in several classes ({names}): one of them is wrong")
+    return kept

@@ -1,0 +1,111 @@
+"""The model registry: register a run's model, and move aliases."""
+
+from __future__ import annotations
+
+import getpass
+import re
+from collections.abc import Mapping
+
+import mlflow
+from mlflow.entities.model_registry import ModelVersion
+from mlflow.exceptions import MlflowException
+
+from catdog_pyfunc.errors import InvalidSetting, RegistryError
+
+NAME = "CatDogClassifier"
+PRODUCTION = "production"
+_RESERVED = re.compile(r"latest|v\d+", re.IGNORECASE)
+_RUN_TAGS = ("data.digest", "author")  # of the run, for its version
+
+
+def register(run_id: str, name: str = NAME, *, description: str | None = None) -> ModelVersion:
+    """Make the model of a run a version of a registered model, with description and tags; once only.
+
+    Args:
+        run_id: Of a training run that logged a model as `model`.
+        name: The registered model; made if it isn't there.
+        description: Of the version; by default the one that training left with the run.
+
+    Returns:
+        The version: the one there is, if this run's model is registered under this name already.
+
+    Raises:
+        RegistryError: No such run, or it has logged no model.
+    """
+    client = mlflow.MlflowClient()
+    try:
+        run = client.get_run(run_id)
+    except MlflowException as unknown:
+        raise RegistryError(
+            f"run {run_id!r} is not in {mlflow.get_tracking_uri()} ({unknown.message}): give a run's id"
+        ) from None
+    if not (run.outputs and run.outputs.model_outputs):
+        raise RegistryError(f"run {run_id!r} has logged no model: give the id of a finished training run")
+    for version in client.search_model_versions(f"run_id='{run_id}'"):
+        if version.name == name:
+            return version
+    version = mlflow.register_model(f"runs:/{run_id}/model", name)
+    text = description or run.data.tags.get("mlflow.note.content")
+    if text:
+        client.update_model_version(name, version.version, description=text)
+    for key, value in _version_tags(run.data.tags, run.data.metrics).items():
+        client.set_model_version_tag(name, version.version, key, value)
+    return client.get_model_version(name, version.version)
+
+
+def promote(version: str, alias: str = PRODUCTION, name: str = NAME) -> ModelVersion:
+    """Let an alias point to a version.
+
+    Args:
+        version: The version's number.
+        alias: Letters, digits, `_` and `-`; not `latest` or `v<number>`, which MLflow keeps for itself.
+        name: The registered model.
+
+    Returns:
+        The version.
+
+    Raises:
+        InvalidSetting: MLflow doesn't allow such an alias.
+        RegistryError: No such model or version; the alias stays where it is.
+    """
+    if not re.fullmatch(r"[\w-]+", alias) or _RESERVED.fullmatch(alias):
+        raise InvalidSetting(f"alias {alias!r} is not allowed: use letters, digits, _ and -, but not 'latest' or 'v1'")
+    client = mlflow.MlflowClient()
+    try:
+        found = client.get_model_version(name, version)
+    except MlflowException:
+        there = sorted((int(v.version) for v in _versions(client, name)), reverse=True)
+        known = f"it has {', '.join(map(str, there[:10]))}" if there else "there is no such model: train or register first"
+        raise RegistryError(f"{name!r} has no version {version!r} in {mlflow.get_tracking_uri()}: {known}") from None
+    client.set_registered_model_alias(name, alias, found.version)
+    return found
+
+
+def latest_version(name: str = NAME) -> str:
+    """The highest version number of a registered model.
+
+    Raises:
+        RegistryError: It has none.
+    """
+    numbers = [int(version.version) for version in _versions(mlflow.MlflowClient(), name)]
+    if not numbers:
+        raise RegistryError(f"{name!r} has no versions in {mlflow.get_tracking_uri()}: train or register first")
+    return str(max(numbers))
+
+
+def author() -> str:
+    """Who is at work: the login name, as MLflow takes it for a run's user."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a container's user without a name
+        return "unknown"
+
+
+def _versions(client: mlflow.MlflowClient, name: str) -> list[ModelVersion]:
+    return list(client.search_model_versions(f"name='{name}'"))
+
+
+def _version_tags(run_tags: Mapping[str, str], metrics: Mapping[str, float]) -> dict[str, str]:
+    tags = {key: run_tags[key] for key in _RUN_TAGS if key in run_tags}
+    tags.setdefault("author", run_tags.get("mlflow.user", author()))
+    return {**tags, **{key: f"{value:.4f}" for key, value in sorted(metrics.items()) if key.startswith("test/")}}

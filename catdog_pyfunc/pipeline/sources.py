@@ -1,0 +1,61 @@
+"""What `data=` may name: a folder, `sample`, or `oxford-iiit-pet`."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from pathlib import Path
+
+from catdog_pyfunc.errors import InvalidData
+from catdog_pyfunc.pipeline import sample
+from catdog_pyfunc.pipeline.cache import cache_dir
+from catdog_pyfunc.pipeline.data import Dataset, assemble, read_folder
+
+SAMPLE, PETS = "sample", "oxford-iiit-pet"
+
+
+def open_data(data: str) -> Dataset:
+    """Find and list a data set.
+
+    Args:
+        data: A folder, "sample" (drawn, needs nothing) or "oxford-iiit-pet" (downloaded once by torchvision, 800 MB).
+
+    Returns:
+        The data set.
+
+    Raises:
+        InvalidData: It isn't there, can't be downloaded, or can't be trained on.
+    """
+    if data == SAMPLE:
+        return read_folder(sample.make(cache_dir() / "sample"))
+    if data == PETS:
+        return open_pets(cache_dir())
+    return read_folder(Path(data))
+
+
+def open_pets(root: Path) -> Dataset:
+    """Cats and dogs of the Oxford-IIIT Pet data set (Parkhi et al., "Cats and Dogs", CVPR 2012), by torchvision's own class.
+
+    Args:
+        root: Holds `oxford-iiit-pet/`, or gets it by a download.
+
+    Returns:
+        The data set with classes cat and dog: its "test" as it is, "val" taken out of its "trainval" by content digest.
+
+    Raises:
+        InvalidData: It isn't there and can't be downloaded.
+    """
+    from torchvision.datasets import OxfordIIITPet
+
+    labelled: dict[str, list[tuple[Path, str]]] = defaultdict(list)
+    for side, split in (("train", "trainval"), ("test", "test")):
+        try:
+            pets = OxfordIIITPet(str(root), split=split, target_types="binary-category", download=True)
+        except (OSError, RuntimeError) as unavailable:
+            raise InvalidData(
+                f"{PETS} can't be downloaded to {root} ({unavailable}): check the network, put the data set there, "
+                "or give a folder or 'sample'"
+            ) from None
+        # torchvision opens each picture and drops its bytes; the list of files is only in these two attributes.
+        for path, label in zip(pets._images, pets._bin_labels, strict=True):
+            labelled[side].append((Path(path), pets.bin_classes[label].lower()))
+    return assemble(str(root / PETS), labelled, {name for files in labelled.values() for _, name in files})

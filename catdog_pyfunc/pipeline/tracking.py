@@ -1,0 +1,155 @@
+"""What a run leaves in MLflow: its end, parameters, data sets and system facts."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import platform
+import signal
+import threading
+import warnings
+from collections.abc import Iterator, Mapping
+from types import FrameType
+from typing import Any
+
+import mlflow
+from mlflow.data.dataset import Dataset as TrackedDataset
+from mlflow.data.dataset_source_registry import resolve_dataset_source
+from mlflow.entities import RunStatus
+from mlflow.exceptions import MlflowException
+
+from catdog_pyfunc.classifier import available_cores
+from catdog_pyfunc.errors import CatDogError
+from catdog_pyfunc.pipeline.data import Dataset
+
+EXPERIMENT = "catdog"
+_CONTEXTS = {"train": "training", "val": "validation", "test": "testing"}
+
+
+class TrackingError(CatDogError):
+    """The tracking store can't be reached or written."""
+
+
+@contextlib.contextmanager
+def run(name: str | None = None) -> Iterator[mlflow.ActiveRun]:
+    """Be in a run that ends as what happened: FINISHED, FAILED, or KILLED on Ctrl-C and SIGTERM; never left RUNNING.
+
+    Args:
+        name: The run's name; None for one that MLflow makes up. Under `mlflow run` the run is there already.
+
+    Yields:
+        The run.
+
+    Raises:
+        TrackingError: The tracking store can't be reached or written.
+    """
+    with _terminated_as_interrupted():
+        try:
+            if "MLFLOW_RUN_ID" not in os.environ and "MLFLOW_EXPERIMENT_ID" not in os.environ:
+                mlflow.set_experiment(os.environ.get("MLFLOW_EXPERIMENT_NAME", EXPERIMENT))
+            active = mlflow.start_run(run_name=name, log_system_metrics=False)
+        except (MlflowException, OSError) as unreachable:
+            raise TrackingError(
+                f"the tracking store {mlflow.get_tracking_uri()} can't be used ({_first_line(unreachable)}): "
+                "check MLFLOW_TRACKING_URI and that you may write there"
+            ) from None
+        try:
+            if name and "MLFLOW_RUN_ID" in os.environ:
+                mlflow.set_tag("mlflow.runName", name)
+            yield active
+        except KeyboardInterrupt:
+            mlflow.end_run(RunStatus.to_string(RunStatus.KILLED))
+            raise
+        except BaseException as failure:
+            with contextlib.suppress(MlflowException):  # the failure itself may be the store's
+                mlflow.set_tag("failure", _first_line(failure)[:500])
+            mlflow.end_run(RunStatus.to_string(RunStatus.FAILED))
+            raise
+        mlflow.end_run()
+
+
+def run_of_project(name: str) -> contextlib.AbstractContextManager[object]:
+    """Be in the run that `mlflow run` made for an entry point, and name it; without one, make none."""
+    return run(name) if "MLFLOW_RUN_ID" in os.environ else contextlib.nullcontext()
+
+
+@contextlib.contextmanager
+def _terminated_as_interrupted() -> Iterator[None]:
+    """Take SIGTERM for Ctrl-C; after the first of either, let no second one disturb the run's ending."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        for one in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(one, signal.SIG_IGN)
+        raise KeyboardInterrupt
+
+    before = {one: signal.signal(one, interrupt) for one in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for one, handler in before.items():
+            signal.signal(one, handler)
+
+
+def log_params(params: Mapping[str, Any]) -> None:
+    """Log parameters, but for those that `mlflow run` has logged already."""
+    active = mlflow.active_run()
+    assert active is not None
+    known = mlflow.MlflowClient().get_run(active.info.run_id).data.params
+    mlflow.log_params({key: value for key, value in params.items() if key not in known})
+
+
+class _FolderDataset(TrackedDataset):
+    """One side of a data set as MLflow shows it: where it is, its digest, and how many pictures each class has."""
+
+    def __init__(self, dataset: Dataset, side: str) -> None:
+        self._counts = dataset.counts(side)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # MLflow has several names for a local folder, and says so each time
+            source = resolve_dataset_source(dataset.source)
+        super().__init__(source, side, dataset.digest(side))
+
+    def _compute_digest(self) -> str:
+        raise NotImplementedError("the digest is always given")
+
+    @property
+    def profile(self) -> dict[str, Any]:
+        """How many pictures, and how many of each class."""
+        return {"pictures": sum(self._counts.values()), "classes": self._counts}
+
+    @property
+    def schema(self) -> None:
+        """A folder of pictures has no columns."""
+
+    def to_dict(self) -> dict[str, str]:
+        """Name, digest, source and profile, as MLflow stores them."""
+        return {**super().to_dict(), "profile": json.dumps(self.profile)}
+
+
+def log_dataset(dataset: Dataset, side: str) -> None:
+    """Make one side of a data set an input of the run."""
+    mlflow.log_input(_FolderDataset(dataset, side), context=_CONTEXTS[side])
+
+
+def system_facts() -> dict[str, str]:
+    """What machine and versions a run had."""
+    import onnxruntime
+    import torch
+
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
+    return {
+        "system.python": platform.python_version(),
+        "system.platform": platform.platform(),
+        "system.cores": str(available_cores()),
+        "system.gpu": gpu,
+        "system.torch": torch.__version__,
+        "system.onnxruntime": onnxruntime.__version__,
+        "system.mlflow": mlflow.__version__,
+    }
+
+
+def _first_line(error: BaseException) -> str:
+    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)

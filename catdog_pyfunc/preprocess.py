@@ -1,0 +1,138 @@
+"""A picture's bytes → (size, size, 3) uint8. The one definition, for training and for serving."""
+
+from __future__ import annotations
+
+import io
+import struct
+import zlib
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from catdog_pyfunc.errors import InvalidImage
+from catdog_pyfunc.images import FORMATS
+
+Pixels = npt.NDArray[np.uint8]
+
+# What Pillow and its codecs raise on broken files, besides OSError.
+_DECODING_ERRORS = (
+    *(OSError, EOFError, ValueError, TypeError, LookupError, AttributeError, SyntaxError),
+    *(ArithmeticError, MemoryError, RuntimeError, struct.error, zlib.error, Image.DecompressionBombError),
+)
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What is refused before decoding.
+
+    Attributes:
+        max_bytes: Largest file, bytes.
+        max_pixels: Largest picture, width times height as the header gives them.
+    """
+
+    max_bytes: int = 20_000_000
+    max_pixels: int = 100_000_000
+
+
+DEFAULT_LIMITS = Limits()
+
+
+@dataclass(frozen=True)
+class Preprocess:
+    """How pictures are brought to the network; stored with the weights.
+
+    Attributes:
+        size: Side of the square that the network sees, pixels.
+        resize: What the shorter side is brought to before the centre square is cut, pixels; at least `size`.
+        mean: Per channel (R, G, B), of values in 0..1; applied inside the network's graph.
+        std: Likewise.
+    """
+
+    size: int = 224
+    resize: int = 256
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields, ready for JSON."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, fields: dict[str, Any]) -> Preprocess:
+        """The reverse of `to_dict`."""
+        return cls(int(fields["size"]), int(fields["resize"]), tuple(fields["mean"]), tuple(fields["std"]))
+
+
+def decode(image: bytes, limits: Limits, least_side: int | None = None) -> Image.Image:
+    """Decode one picture, upright and in RGB.
+
+    Args:
+        image: The file's bytes.
+        limits: Checked on the bytes and on the header, before any pixel is decoded.
+        least_side: If given, a large JPEG may be decoded at 1/2, 1/4 or 1/8 of its size (libjpeg's scaled decoding), with
+            both sides still at least this long.
+
+    Returns:
+        An RGB picture: EXIF orientation applied, transparency over white, first frame of an animation.
+
+    Raises:
+        InvalidImage: Not a readable picture, or beyond a limit.
+    """
+    if len(image) > limits.max_bytes:
+        raise InvalidImage(f"has {len(image):,} bytes, more than {limits.max_bytes:,}; send a smaller file")
+    try:
+        with Image.open(io.BytesIO(image), formats=FORMATS) as picture:
+            width, height = picture.size
+            if width * height > limits.max_pixels:
+                raise InvalidImage(f"has {width}x{height} pixels, more than {limits.max_pixels:,}; send a smaller picture")
+            if least_side is not None:
+                picture.draft("RGB", (least_side, least_side))
+            picture.load()
+            return _rgb(ImageOps.exif_transpose(picture))
+    except InvalidImage:
+        raise
+    except UnidentifiedImageError:
+        raise InvalidImage(
+            f"is not a picture this model reads: starts with {image[:8]!r}; send JPEG, PNG, WebP, GIF, BMP or TIFF"
+        ) from None
+    except _DECODING_ERRORS as broken:
+        raise InvalidImage(f"is a broken picture ({_first_line(broken)}); send an undamaged file") from None
+
+
+def preprocess(image: bytes, spec: Preprocess, limits: Limits = DEFAULT_LIMITS) -> Pixels:
+    """Decode one picture exactly as the network saw it in training.
+
+    Args:
+        image: The file's bytes.
+        spec: Size and crop, as stored with the weights.
+        limits: Largest file and picture.
+
+    Returns:
+        (size, size, 3) uint8, RGB, upright.
+
+    Raises:
+        InvalidImage: Not a readable picture, or beyond a limit.
+    """
+    picture = decode(image, limits, least_side=spec.resize)
+    width, height = picture.size
+    # Resizing and cutting in one step: only the square that is kept is ever computed.
+    side = min(width, height) * spec.size / spec.resize
+    box = ((width - side) / 2, (height - side) / 2, (width + side) / 2, (height + side) / 2)
+    return np.asarray(picture.resize((spec.size, spec.size), Image.Resampling.BILINEAR, box=box))
+
+
+def _rgb(picture: Image.Image) -> Image.Image:
+    if picture.mode in ("I;16", "I;16L", "I;16B", "I"):  # 16 bits a pixel: convert() would clip, not scale
+        grey = np.asarray(picture).astype(np.float32) / 257.0
+        picture = Image.fromarray(np.clip(grey, 0, 255).astype(np.uint8))
+    if picture.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in picture.info:
+        picture = picture.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture).convert("RGB")
+    return picture.convert("RGB")
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:120]

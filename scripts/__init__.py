@@ -1,0 +1,1 @@
+"""Programs that MLproject runs: parse, call, print."""

@@ -1,0 +1,157 @@
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from catdog_pyfunc.errors import InvalidData
+from catdog_pyfunc.pipeline import data, sample, sources
+
+
+@pytest.fixture
+def flat(drawn: Path, tmp_path: Path) -> Path:
+    """Class folders alone, 54 pictures each."""
+    for label in ("cat", "dog"):
+        for side in data.SIDES:
+            for path in (drawn / side / label).iterdir():
+                target = tmp_path / "flat" / label / f"{side}-{path.name}"
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(path, target)
+    return tmp_path / "flat"
+
+
+def test_three_sides_are_taken_as_they_are(drawn: Path):
+    dataset = data.read_folder(drawn)
+    assert dataset.classes == ("cat", "dog")
+    assert dataset.counts("train") == {"cat": 30, "dog": 30}
+    assert dataset.counts("test") == {"cat": 12, "dog": 12}
+    assert not dataset.problems
+
+
+def test_class_folders_are_split_by_content_and_adding_moves_nothing(flat: Path, drawn: Path):
+    before = data.read_folder(flat)
+    assert all(min(before.counts(side).values()) > 0 for side in data.SIDES)
+    place = {example.digest: side for side in data.SIDES for example in before.sides[side]}
+    (flat / "cat" / "new.jpg").write_bytes(sample.draw("cat", __import__("numpy").random.default_rng(99)))
+    moved = flat / "cat" / "train-cat-0000.jpg"
+    moved.rename(moved.with_name("renamed.jpg"))
+    after = {e.digest: side for side in data.SIDES for e in data.read_folder(flat).sides[side]}
+    assert len(after) == len(place) + 1
+    assert all(after[digest] == side for digest, side in place.items())
+
+
+def test_a_missing_side_is_taken_out_of_train(drawn: Path, tmp_path: Path):
+    shutil.copytree(drawn / "train", tmp_path / "train")
+    shutil.copytree(drawn / "test", tmp_path / "test")
+    dataset = data.read_folder(tmp_path)
+    assert dataset.counts("test") == {"cat": 12, "dog": 12}
+    assert 0 < len(dataset.sides["val"]) < len(dataset.sides["train"]) < 60
+
+
+def test_any_number_of_classes_in_sorted_order(drawn: Path, tmp_path: Path):
+    for name, source in (("zebra", "cat"), ("ant", "dog"), ("mole", "cat")):
+        for number, path in enumerate(sorted((drawn / "train" / source).iterdir())):
+            target = tmp_path / name / path.name
+            target.parent.mkdir(exist_ok=True)
+            target.write_bytes(path.read_bytes() + name.encode() + bytes([number]))
+    assert data.read_folder(tmp_path).classes == ("ant", "mole", "zebra")
+
+
+def test_a_picture_on_two_sides_stays_only_where_it_measures(drawn: Path, tmp_path: Path):
+    shutil.copytree(drawn, tmp_path / "photos")
+    leak = tmp_path / "photos" / "train" / "cat" / "leak.jpg"
+    shutil.copy(drawn / "test" / "cat" / "cat-0000.jpg", leak)
+    dataset = data.read_folder(tmp_path / "photos")
+    assert dataset.counts("train")["cat"] == 30
+    assert dataset.counts("test")["cat"] == 12
+    assert dataset.problems == (f"{leak}: the same picture is in 'test' too: left out of 'train'",)
+
+
+def test_what_is_left_out_is_named(drawn: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    root = tmp_path / "photos"
+    shutil.copytree(drawn, root)
+    (root / "train" / "bird").mkdir()
+    (root / "train" / "cat" / "notes.txt").write_text("hello")
+    (root / "train" / "cat" / ".DS_Store").write_text("")
+    (root / "train" / "dog" / "gone.jpg").symlink_to(root / "nowhere.jpg")
+    problems = "\n".join(data.read_folder(root).problems)
+    assert "class 'bird' has no pictures" in problems
+    assert "notes.txt: .txt is not a picture's suffix" in problems
+    assert "gone.jpg: can't be read" in problems
+    assert "DS_Store" not in problems
+
+
+def test_an_unreadable_folder_is_named(drawn: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    root = tmp_path / "photos"
+    shutil.copytree(drawn, root)
+    locked = root / "train" / "cat" / "locked"
+    locked.mkdir()
+    scandir = data.os.scandir
+
+    def guarded(path: str):  # root may read everything: the refusal has to be played
+        if str(path) == str(locked):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(data.os, "scandir", guarded)
+    assert data.read_folder(root).problems == (f"{locked}: can't be read (Permission denied): left out",)
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda root: None, "does not exist"),
+        (lambda root: root.write_text("x"), "is not a folder"),
+        (lambda root: root.mkdir(), "holds no readable pictures"),
+        (lambda root: (root / "cat").mkdir(parents=True), "class 'cat' has no pictures"),
+    ],
+)
+def test_nothing_to_learn_from_is_an_error(build, message: str, tmp_path: Path):
+    build(tmp_path / "photos")
+    with pytest.raises(InvalidData, match=message):
+        data.read_folder(tmp_path / "photos")
+
+
+def test_one_class_is_too_few(drawn: Path, tmp_path: Path):
+    shutil.copytree(drawn / "train" / "cat", tmp_path / "photos" / "cat")
+    with pytest.raises(InvalidData, match=r"training pictures of 1 class .cat.; at least 2"):
+        data.read_folder(tmp_path / "photos")
+
+
+def test_the_digest_names_the_content(drawn: Path, tmp_path: Path):
+    shutil.copytree(drawn, tmp_path / "photos")
+    assert data.read_folder(tmp_path / "photos").digest() == data.read_folder(drawn).digest()
+    (tmp_path / "photos" / "train" / "cat" / "cat-0000.jpg").unlink()
+    changed = data.read_folder(tmp_path / "photos")
+    assert changed.digest() != data.read_folder(drawn).digest()
+    assert changed.digest("test") == data.read_folder(drawn).digest("test")
+
+
+def test_the_pets_come_by_torchvisions_own_class(drawn: Path, tmp_path: Path):
+    """A small tree of the layout that torchvision downloads."""
+    root = tmp_path / "oxford-iiit-pet"
+    (root / "images").mkdir(parents=True)
+    (root / "annotations" / "trimaps").mkdir(parents=True)
+    lines: dict[str, list[str]] = {"trainval": [], "test": []}
+    for split, side in (("trainval", "train"), ("test", "test")):
+        for number, path in enumerate(sorted((drawn / side).glob("*/*.jpg"))):
+            breed, species = ("Abyssinian", 1) if path.parent.name == "cat" else ("beagle", 2)
+            name = f"{breed}_{split}_{number}"
+            shutil.copy(path, root / "images" / f"{name}.jpg")
+            lines[split].append(f"{name} {species} {species} {number}")
+    for split, text in lines.items():
+        (root / "annotations" / f"{split}.txt").write_text("\n".join(text) + "\n")
+    dataset = sources.open_pets(tmp_path)
+    assert dataset.classes == ("cat", "dog")
+    assert dataset.counts("test") == {"cat": 12, "dog": 12}
+    assert len(dataset.sides["train"]) + len(dataset.sides["val"]) == 60
+
+
+def test_pets_without_a_network_say_what_else_there_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def unreachable(*args: object, **options: object) -> None:
+        raise OSError("no route to host")
+
+    monkeypatch.setattr("torchvision.datasets.oxford_iiit_pet.download_and_extract_archive", unreachable)
+    with pytest.raises(InvalidData, match=r"can't be downloaded .*no route to host.*'sample'"):
+        sources.open_pets(tmp_path)

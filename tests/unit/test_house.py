@@ -1,0 +1,133 @@
+"""The house as DESIGN and CONTRIBUTING draw it: who may import what, and what the packages need."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+import catdog_pyfunc
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    tomllib = pytest.importorskip("tomllib", reason="Python 3.10 has no tomllib")
+
+REPOSITORY = Path(__file__).parent.parent.parent
+# A later room may import an earlier one.
+SERVING = ["errors", "images", "preprocess", "bundle", "network", "engine", "classifier", "model", "flavor"]
+PIPELINE = [
+    "progress",
+    "cache",
+    "data",
+    "sample",
+    "sources",
+    "backbone",
+    "embed",
+    "head",
+    "finetune",
+    "evaluation",
+    "figures",
+]
+PIPELINE += ["tracking", "measuring", "card", "registry", "training"]
+ORDER = [f"catdog_pyfunc.{name}" for name in SERVING] + [f"catdog_pyfunc.pipeline.{name}" for name in PIPELINE]
+
+
+def imported_modules(path: Path) -> set[str]:
+    modules: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            modules |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            modules |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return modules
+
+
+def module_name(path: Path) -> str:
+    return ".".join(path.relative_to(REPOSITORY).with_suffix("").parts)
+
+
+def test_every_room_has_its_place_in_the_order():
+    files = {
+        module_name(path)
+        for path in (REPOSITORY / "catdog_pyfunc").rglob("*.py")
+        if path.stem not in ("__init__", "from_code")
+    }
+    assert files == set(ORDER)
+
+
+@pytest.mark.parametrize("name", ORDER)
+def test_imports_run_one_way(name: str):
+    path = REPOSITORY / (name.replace(".", "/") + ".py")
+    later = set(ORDER[ORDER.index(name) + 1 :])
+    assert not imported_modules(path) & later
+    assert not any(module.split(".")[0] in ("scripts", "mlflow_catdog", "tests") for module in imported_modules(path))
+
+
+def test_the_plugin_imports_neither_programs_nor_tests():
+    for path in (REPOSITORY / "plugin").rglob("*.py"):
+        assert not any(module.startswith(("scripts", "tests")) for module in imported_modules(path))
+
+
+def test_importing_the_package_pulls_in_no_framework():
+    code = "import sys, catdog_pyfunc; print(*sorted({m.split('.')[0] for m in sys.modules}))"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    assert not {"torch", "torchvision", "matplotlib", "mlflow", "pandas"} & set(loaded)
+
+
+def test_loading_a_model_for_serving_needs_no_torch():
+    code = (
+        "import sys, catdog_pyfunc.model, catdog_pyfunc.flavor; print('torch' in sys.modules, 'matplotlib' in sys.modules)"
+    )
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert out.split() == ["False", "False"]
+
+
+def test_the_public_names_are_these():
+    assert sorted(catdog_pyfunc.__all__) == ["Classifier", "Prediction", "load_model", "log_model", "save_model"]
+    assert all(hasattr(catdog_pyfunc, name) for name in catdog_pyfunc.__all__)
+
+
+def named(requirements: list[str]) -> set[str]:
+    return {
+        requirement.replace(" ", "") for requirement in requirements if not requirement.startswith(("-", "catdog-pyfunc"))
+    }
+
+
+def test_pyproject_python_env_and_conda_ask_for_the_same_packages():
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    # The whole of MLflow holds mlflow-skinny.
+    asked = named(project["dependencies"] + extras["torch"] + extras["train"]) - {"mlflow-skinny>=3.17,<4"}
+    python_env = yaml.safe_load((REPOSITORY / "python_env.yaml").read_text())["dependencies"]
+    conda = yaml.safe_load((REPOSITORY / "conda.yaml").read_text())["dependencies"]
+    (pip,) = (entry["pip"] for entry in conda if isinstance(entry, dict))
+    assert named(python_env) == asked
+    assert named(pip) == asked
+    assert "-c constraints.txt" in python_env
+    assert "-c constraints.txt" in pip
+    assert f"python{project['requires-python']}" in conda
+
+
+def test_every_constraint_lies_in_the_published_range():
+    requirement = pytest.importorskip("packaging.requirements").Requirement
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    pins = dict(re.findall(r"^([\w-]+)==(\S+)$", (REPOSITORY / "constraints.txt").read_text(), re.MULTILINE))
+    for text in named(project["dependencies"] + extras["torch"] + extras["train"]):
+        wanted = requirement(text)
+        assert pins[wanted.name] in wanted.specifier, text
+
+
+def test_no_file_names_a_registry_or_a_path_of_one_machine():
+    files = subprocess.run(["git", "ls-files"], cwd=REPOSITORY, capture_output=True, text=True).stdout.split()
+    forbidden = re.compile(r"pypi\.org|pythonhosted|/work/main|/root/|download\.pytorch")
+    for name in files:
+        path = REPOSITORY / name
+        if path.suffix in (".py", ".md", ".toml", ".yaml", ".txt", "") and path != Path(__file__) and path.is_file():
+            assert not forbidden.search(path.read_text(errors="ignore")), name

@@ -1,0 +1,190 @@
+"""Weights, embeddings, head, fine-tuning, evaluation: what learns and what measures."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from catdog_pyfunc.engine import Outputs
+from catdog_pyfunc.errors import InvalidSetting, InvalidWeights
+from catdog_pyfunc.pipeline import backbone, data, figures
+from catdog_pyfunc.pipeline.embed import embed
+from catdog_pyfunc.pipeline.evaluation import wilson
+from catdog_pyfunc.pipeline.finetune import Plan, find_broken, finetune
+from catdog_pyfunc.pipeline.head import fit_head
+from catdog_pyfunc.preprocess import Preprocess
+
+SPEC = Preprocess(size=64, resize=72)
+
+
+class CountingEngine:
+    """Embeds a picture as its mean colours, and counts what it was asked."""
+
+    batch_size = 4
+
+    def __init__(self) -> None:
+        self.pictures = 0
+
+    def run(self, images: np.ndarray) -> Outputs:
+        self.pictures += len(images)
+        means = images.mean((1, 2), dtype=np.float32)
+        return Outputs(means, means)
+
+
+def test_each_picture_is_embedded_once_and_never_again(drawn: Path, tmp_path: Path):
+    engine, examples = CountingEngine(), data.read_folder(drawn).sides["val"]
+    first = embed(engine, examples, SPEC, cache=tmp_path / "e.sqlite", backbone="b")
+    again = embed(engine, examples[::-1], SPEC, cache=tmp_path / "e.sqlite", backbone="b")
+    assert engine.pictures == first.computed == len(examples)
+    assert again.computed == 0
+    assert (again.values[::-1] == first.values).all()
+    embed(engine, examples, SPEC, cache=tmp_path / "e.sqlite", backbone="another")
+    embed(engine, examples, replace(SPEC, resize=64), cache=tmp_path / "e.sqlite", backbone="b")
+    embed(engine, examples, SPEC, cache=tmp_path / "e.sqlite", backbone="b", flip=True)
+    assert engine.pictures == 4 * len(examples)
+
+
+def test_an_interrupted_embedding_keeps_what_was_done(drawn: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    class Interrupted(CountingEngine):
+        def run(self, images: np.ndarray) -> Outputs:
+            if self.pictures >= 16:
+                raise KeyboardInterrupt
+            return super().run(images)
+
+    monkeypatch.setattr("catdog_pyfunc.pipeline.embed._COMMIT_EVERY", 4)
+    examples = data.read_folder(drawn).sides["train"]
+    with pytest.raises(KeyboardInterrupt):
+        embed(Interrupted(), examples, SPEC, cache=tmp_path / "e.sqlite", backbone="b")
+    engine = CountingEngine()
+    embed(engine, examples, SPEC, cache=tmp_path / "e.sqlite", backbone="b")
+    assert engine.pictures < len(examples)
+
+
+def test_broken_pictures_are_named_and_left_out(drawn: Path, tmp_path: Path):
+    shutil.copytree(drawn, tmp_path / "photos")
+    broken = tmp_path / "photos" / "val" / "cat" / "cut.jpg"
+    broken.write_bytes((drawn / "val" / "cat" / "cat-0000.jpg").read_bytes()[:900])
+    dataset = data.read_folder(tmp_path / "photos")
+    found = embed(CountingEngine(), dataset.sides["val"], SPEC, cache=tmp_path / "e.sqlite", backbone="b")
+    assert list(found.broken) == [broken]
+    rest = dataset.without(found.broken)
+    assert rest.counts("val") == {"cat": 12, "dog": 12}
+    assert str(broken) in rest.problems[0]
+    assert "broken picture" in rest.problems[0]
+    assert find_broken(dataset.sides["val"], SPEC) == found.broken
+
+
+def test_the_head_separates_what_can_be_separated_and_val_chooses():
+    rng = np.random.default_rng(0)
+    centres = 3 * rng.normal(size=(3, 20))
+    labels = rng.integers(0, 3, 300)
+    x = (centres[labels] + rng.normal(size=(300, 20))).astype(np.float32)
+    head = fit_head(x[:200], labels[:200].tolist(), x[200:], labels[200:].tolist(), 3)
+    logits = torch.from_numpy(x[200:]) @ head.weight.T + head.bias
+    assert (logits.argmax(1).numpy() == labels[200:]).mean() > 0.97
+    assert head.candidates[head.weight_decay].val_loss == min(scores.val_loss for scores in head.candidates.values())
+    assert head.steps[-1] == head.candidates[head.weight_decay]
+
+
+def test_weights_from_a_file_are_taken(weights: Path):
+    loaded = backbone.load_backbone("mobilenet_v2", str(weights), 2, seed=0)
+    state = torch.load(weights, weights_only=True)
+    assert torch.equal(loaded.network.features.state_dict()["features.0.0.weight"], state["features.0.0.weight"])
+    assert loaded.weights == "mobilenet_v2.pth"
+    assert loaded.digest == backbone.load_backbone("mobilenet_v2", str(weights), 5, seed=3).digest
+
+
+def test_weights_of_another_network_are_refused(weights: Path):
+    with pytest.raises(InvalidWeights, match=r"belong to another network.*name the backbone they come from"):
+        backbone.load_backbone("resnet18", str(weights), 2, seed=0)
+
+
+@pytest.mark.parametrize("content", [b"", b"not a state_dict at all", b"\x80\x04K\x01."])
+def test_a_file_that_is_no_state_dict_is_refused(content: bytes, tmp_path: Path):
+    (tmp_path / "w.pth").write_bytes(content)
+    with pytest.raises(InvalidWeights, match=r"w\.pth.*weights=none"):
+        backbone.load_backbone("mobilenet_v2", str(tmp_path / "w.pth"), 2, seed=0)
+    with pytest.raises(InvalidWeights, match="is not a file"):
+        backbone.load_backbone("mobilenet_v2", str(tmp_path / "nowhere.pth"), 2, seed=0)
+
+
+def test_weights_that_cannot_be_downloaded_name_the_choices(monkeypatch: pytest.MonkeyPatch):
+    def unreachable(*args: object, **options: object) -> None:
+        raise OSError("no route to host")
+
+    monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", unreachable)
+    with pytest.raises(InvalidWeights, match=r"no route to host.*a path to a state_dict.*weights=none"):
+        backbone.load_backbone("mobilenet_v2", "imagenet", 2, seed=0)
+
+
+def test_an_interrupted_fine_tuning_resumes_to_the_same_weights(drawn: Path, tmp_path: Path):
+    dataset = data.read_folder(drawn)
+    sides = dataset.sides["train"], dataset.sides["val"]
+    plan = Plan(epochs=3, learning_rate=1e-3, batch_size=16, seed=0)
+
+    def start() -> backbone.Backbone:
+        return backbone.load_backbone("shufflenet_v2_x0_5", "none", 2, seed=0, image_size=64)
+
+    whole = start()
+    losses: list[float] = []
+    kept = finetune(
+        whole.network,
+        *sides,
+        whole.preprocess,
+        plan,
+        checkpoint=tmp_path / "a.pt",
+        on_epoch=lambda epoch, scores: losses.append(scores.val_loss),
+    )
+    assert kept == losses.index(min(losses)) + 1
+    assert not (tmp_path / "a.pt").exists()
+
+    def stop_after_two(epoch: int, scores: object) -> None:
+        if epoch == 2:
+            raise KeyboardInterrupt
+
+    cut = start()
+    with pytest.raises(KeyboardInterrupt):
+        finetune(cut.network, *sides, cut.preprocess, plan, checkpoint=tmp_path / "b.pt", on_epoch=stop_after_two)
+    resumed, epochs = start(), []
+    finetune(
+        resumed.network,
+        *sides,
+        resumed.preprocess,
+        plan,
+        checkpoint=tmp_path / "b.pt",
+        resume=True,
+        on_epoch=lambda epoch, scores: epochs.append(epoch),
+    )
+    assert epochs == [3]
+    for name, value in whole.network.state_dict().items():
+        assert torch.allclose(value, resumed.network.state_dict()[name], atol=1e-4), name
+
+
+def test_a_checkpoint_of_another_plan_is_refused(drawn: Path, tmp_path: Path):
+    dataset = data.read_folder(drawn)
+    sides = dataset.sides["train"], dataset.sides["val"]
+    net = backbone.load_backbone("shufflenet_v2_x0_5", "none", 2, seed=0, image_size=64)
+
+    def stop(epoch: int, scores: object) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        finetune(net.network, *sides, net.preprocess, Plan(2, 1e-3, 16, 0), checkpoint=tmp_path / "c.pt", on_epoch=stop)
+    with pytest.raises(InvalidSetting, match="another plan"):
+        finetune(net.network, *sides, net.preprocess, Plan(5, 1e-3, 16, 0), checkpoint=tmp_path / "c.pt", resume=True)
+
+
+def test_the_interval_is_wilsons():
+    """Against published values: 0 of 20 and 81 of 263 (Newcombe, Statistics in Medicine 17:857, 1998)."""
+    none, some = wilson(0, 20), wilson(81, 263)
+    assert (none.low, none.high) == pytest.approx((0.0, 0.1611), abs=5e-5)
+    assert (some.low, some.high) == pytest.approx((0.2553, 0.3662), abs=5e-5)
+
+
+def test_a_gallery_without_mistakes_says_so():
+    assert figures.mistakes_gallery([]).get_suptitle() == "No mistakes"
