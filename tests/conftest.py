@@ -34,14 +34,27 @@ def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A state_dict of mobilenet_v2 as a user would bring one; random, which is enough to see what becomes of it."""
+def weights(drawn: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A state_dict of mobilenet_v2 as a user would bring one; a few steps of training make its features worth pooling."""
     import torch
     from torchvision.models import mobilenet_v2
 
+    from catdog_pyfunc.preprocess import Preprocess, preprocess
+
     torch.manual_seed(0)
+    network = mobilenet_v2().train()
+    optimizer = torch.optim.SGD(network.parameters(), 0.05, momentum=0.9)
+    files = sorted(drawn.glob("train/*/*.jpg"))
+    pixels = [torch.from_numpy(preprocess(file.read_bytes(), Preprocess(96, 99)).copy()) for file in files]
+    batch = (torch.stack(pixels).permute(0, 3, 1, 2) / 255 - 0.45) / 0.225
+    labels = torch.tensor([int(file.parent.name == "dog") for file in files])
+    for _ in range(25):
+        optimizer.zero_grad()
+        some = torch.randperm(len(files))[:32]
+        torch.nn.functional.cross_entropy(network(batch[some]), labels[some]).backward()
+        optimizer.step()
     path = tmp_path_factory.mktemp("weights") / "mobilenet_v2.pth"
-    torch.save(mobilenet_v2().state_dict(), path)
+    torch.save(network.state_dict(), path)
     return path
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import sqlite3
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
@@ -39,12 +39,18 @@ class Embeddings:
 
 
 def embed(
-    engine: Engine, examples: Sequence[Example], spec: Preprocess, *, cache: Path, backbone: str, flip: bool = False
+    engine: Callable[[], Engine],
+    examples: Sequence[Example],
+    spec: Preprocess,
+    *,
+    cache: Path,
+    backbone: str,
+    flip: bool = False,
 ) -> Embeddings:
     """Embed pictures, taking what is known from the cache.
 
     Args:
-        engine: Runs the backbone.
+        engine: Opens what runs the backbone; called only if a picture isn't in the cache.
         examples: The pictures.
         spec: How they are brought to the backbone.
         cache: An SQLite file, made if it isn't there. Interrupted work is kept.
@@ -63,7 +69,7 @@ def embed(
         todo = list({example.digest: example for example in examples if example.digest not in known}.values())
         broken: dict[str, str] = {}
         batch: list[tuple[str, str, bytes]] = []
-        for example, answer in _compute(engine, todo, spec, flip):
+        for example, answer in _compute(engine(), todo, spec, flip) if todo else ():
             if isinstance(answer, str):
                 broken[example.digest] = answer
                 continue
@@ -104,8 +110,6 @@ def _compute(
         values = iter(engine.run(np.stack(readable)).embedding if readable else ())
         return [picture if isinstance(picture, str) else next(values) for picture in pictures]
 
-    if not examples:
-        return
     with ThreadPoolExecutor(available_cores()) as pool:
         try:
             answers = track(pool.map(work, chunks), "embedding pictures", len(chunks))

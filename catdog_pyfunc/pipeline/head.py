@@ -65,7 +65,8 @@ def fit_head(train: Floats, train_labels: list[int], val: Floats, val_labels: li
     Returns:
         The head.
     """
-    mean, std = torch.from_numpy(train).mean(0), torch.from_numpy(train).std(0).clamp_min(1e-6)
+    mean, std = torch.from_numpy(train).mean(0), torch.from_numpy(train).std(0)
+    std = std.clamp_min(max(0.01 * std.mean().item(), 1e-6))  # nearly dead features would get weights that drown in rounding
     x, x_val = ((torch.from_numpy(values) - mean) / std for values in (train, val))  # (N, D), (M, D)
     y, y_val = torch.tensor(train_labels), torch.tensor(val_labels)
     layer = nn.Linear(x.shape[1], n_classes)

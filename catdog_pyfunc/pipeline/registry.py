@@ -44,7 +44,8 @@ def register(run_id: str, name: str = NAME, *, description: str | None = None) -
     for version in client.search_model_versions(f"run_id='{run_id}'"):
         if version.name == name:
             return version
-    version = mlflow.register_model(f"runs:/{run_id}/model", name)
+    # By the logged model and not by runs:/…/model, which is the same one, but MLflow warns that it had to look it up.
+    version = mlflow.register_model(f"models:/{run.outputs.model_outputs[-1].model_id}", name)
     text = description or run.data.tags.get("mlflow.note.content")
     if text:
         client.update_model_version(name, version.version, description=text)

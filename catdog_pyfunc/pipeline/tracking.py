@@ -21,6 +21,7 @@ from mlflow.exceptions import MlflowException
 
 from catdog_pyfunc.classifier import available_cores
 from catdog_pyfunc.errors import CatDogError
+from catdog_pyfunc.pipeline import aftermath
 from catdog_pyfunc.pipeline.data import Dataset
 
 EXPERIMENT = "catdog"
@@ -44,9 +45,10 @@ def run(name: str | None = None) -> Iterator[mlflow.ActiveRun]:
     Raises:
         TrackingError: The tracking store can't be reached or written.
     """
+    under_mlflow_run = "MLFLOW_RUN_ID" in os.environ  # MLflow takes it out of the environment when it starts the run
     with _terminated_as_interrupted():
         try:
-            if "MLFLOW_RUN_ID" not in os.environ and "MLFLOW_EXPERIMENT_ID" not in os.environ:
+            if not under_mlflow_run and "MLFLOW_EXPERIMENT_ID" not in os.environ:
                 mlflow.set_experiment(os.environ.get("MLFLOW_EXPERIMENT_NAME", EXPERIMENT))
             active = mlflow.start_run(run_name=name, log_system_metrics=False)
         except (MlflowException, OSError) as unreachable:
@@ -55,11 +57,13 @@ def run(name: str | None = None) -> Iterator[mlflow.ActiveRun]:
                 "check MLFLOW_TRACKING_URI and that you may write there"
             ) from None
         try:
-            if name and "MLFLOW_RUN_ID" in os.environ:
+            if name and under_mlflow_run:
                 mlflow.set_tag("mlflow.runName", name)
             yield active
         except KeyboardInterrupt:
             mlflow.end_run(RunStatus.to_string(RunStatus.KILLED))
+            if under_mlflow_run:
+                aftermath.call(active.info.run_id)
             raise
         except BaseException as failure:
             with contextlib.suppress(MlflowException):  # the failure itself may be the store's

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 import tempfile
 import warnings
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import mlflow
+import numpy as np
 import onnxruntime
-import torch
 
 from catdog_pyfunc import flavor
 from catdog_pyfunc.bundle import Description
@@ -20,7 +20,7 @@ from catdog_pyfunc.pipeline import card, figures, registry, sources, tracking
 from catdog_pyfunc.pipeline.backbone import IMAGENET, NONE, Backbone, load_backbone
 from catdog_pyfunc.pipeline.cache import cache_dir
 from catdog_pyfunc.pipeline.data import SIDES, Dataset
-from catdog_pyfunc.pipeline.embed import embed
+from catdog_pyfunc.pipeline.embed import Embeddings, embed
 from catdog_pyfunc.pipeline.evaluation import Evaluation, evaluate
 from catdog_pyfunc.pipeline.finetune import Plan, find_broken, finetune
 from catdog_pyfunc.pipeline.head import Head, Scores, fit_head
@@ -157,26 +157,29 @@ def _learn(settings: Settings, dataset: Dataset, backbone: Backbone) -> Dataset:
 
 
 def _learn_head(settings: Settings, dataset: Dataset, backbone: Backbone) -> Dataset:
-    graph = flavor.export_graph(backbone.network, Description(backbone.name, dataset.classes, backbone.preprocess))
-    engine, cache = OnnxEngine(graph), cache_dir() / "embeddings.sqlite"
+    cache = cache_dir() / "embeddings.sqlite"
+
+    @functools.cache
+    def engine() -> OnnxEngine:  # made only if a picture isn't in the cache
+        description = Description(backbone.name, dataset.classes, backbone.preprocess)
+        return OnnxEngine(flavor.export_graph(backbone.network, description))
+
     # What computes an embedding is part of its name: another ONNX Runtime may round otherwise.
     name = f"{backbone.digest}/onnxruntime-{onnxruntime.__version__}"
 
-    def embedded(side: str, flip: bool = False) -> tuple[Any, dict[Path, str]]:
-        found = embed(engine, dataset.sides[side], backbone.preprocess, cache=cache, backbone=name, flip=flip)
-        return found.values, found.broken
+    def embedded(side: str, flip: bool = False) -> Embeddings:
+        return embed(engine, dataset.sides[side], backbone.preprocess, cache=cache, backbone=name, flip=flip)
 
-    values = {side: embedded(side) for side in ("train", "val")}
-    rest = dataset.without({path: reason for _, broken in values.values() for path, reason in broken.items()})
-    kept = {
-        side: [k for k, example in enumerate(dataset.sides[side]) if example.path not in values[side][1]] for side in values
-    }
-    labels = {side: [dataset.sides[side][k].label for k in kept[side]] for side in values}
-    x, y = values["train"][0][kept["train"]], labels["train"]
+    # The test side, too: what is broken there must be known before anything is measured or saved.
+    found = {side: embedded(side) for side in SIDES}
+    broken = {path: reason for side in SIDES for path, reason in found[side].broken.items()}
+    rest = dataset.without(broken)
+    kept = {side: [k for k, example in enumerate(dataset.sides[side]) if example.path not in broken] for side in SIDES}
+    labels = {side: [dataset.sides[side][k].label for k in kept[side]] for side in SIDES}
+    x, y = found["train"].values[kept["train"]], labels["train"]
     if settings.flips:
-        mirrored = embedded("train", flip=True)[0][kept["train"]]
-        x, y = torch.cat([torch.from_numpy(x), torch.from_numpy(mirrored)]).numpy(), y + y
-    head = fit_head(x, y, values["val"][0][kept["val"]], labels["val"], len(dataset.classes))
+        x, y = np.concatenate([x, embedded("train", flip=True).values[kept["train"]]]), y + y
+    head = fit_head(x, y, found["val"].values[kept["val"]], labels["val"], len(dataset.classes))
     head.put_into(backbone.network.head)
     _log_head(head)
     return rest

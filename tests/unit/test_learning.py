@@ -38,14 +38,14 @@ class CountingEngine:
 
 def test_each_picture_is_embedded_once_and_never_again(drawn: Path, tmp_path: Path):
     engine, examples = CountingEngine(), data.read_folder(drawn).sides["val"]
-    first = embed(engine, examples, SPEC, cache=tmp_path / "e.sqlite", backbone="b")
-    again = embed(engine, examples[::-1], SPEC, cache=tmp_path / "e.sqlite", backbone="b")
+    first = embed(lambda: engine, examples, SPEC, cache=tmp_path / "e.sqlite", backbone="b")
+    again = embed(lambda: engine, examples[::-1], SPEC, cache=tmp_path / "e.sqlite", backbone="b")
     assert engine.pictures == first.computed == len(examples)
     assert again.computed == 0
     assert (again.values[::-1] == first.values).all()
-    embed(engine, examples, SPEC, cache=tmp_path / "e.sqlite", backbone="another")
-    embed(engine, examples, replace(SPEC, resize=64), cache=tmp_path / "e.sqlite", backbone="b")
-    embed(engine, examples, SPEC, cache=tmp_path / "e.sqlite", backbone="b", flip=True)
+    embed(lambda: engine, examples, SPEC, cache=tmp_path / "e.sqlite", backbone="another")
+    embed(lambda: engine, examples, replace(SPEC, resize=64), cache=tmp_path / "e.sqlite", backbone="b")
+    embed(lambda: engine, examples, SPEC, cache=tmp_path / "e.sqlite", backbone="b", flip=True)
     assert engine.pictures == 4 * len(examples)
 
 
@@ -59,9 +59,9 @@ def test_an_interrupted_embedding_keeps_what_was_done(drawn: Path, tmp_path: Pat
     monkeypatch.setattr("catdog_pyfunc.pipeline.embed._COMMIT_EVERY", 4)
     examples = data.read_folder(drawn).sides["train"]
     with pytest.raises(KeyboardInterrupt):
-        embed(Interrupted(), examples, SPEC, cache=tmp_path / "e.sqlite", backbone="b")
+        embed(Interrupted, examples, SPEC, cache=tmp_path / "e.sqlite", backbone="b")
     engine = CountingEngine()
-    embed(engine, examples, SPEC, cache=tmp_path / "e.sqlite", backbone="b")
+    embed(lambda: engine, examples, SPEC, cache=tmp_path / "e.sqlite", backbone="b")
     assert engine.pictures < len(examples)
 
 
@@ -70,7 +70,7 @@ def test_broken_pictures_are_named_and_left_out(drawn: Path, tmp_path: Path):
     broken = tmp_path / "photos" / "val" / "cat" / "cut.jpg"
     broken.write_bytes((drawn / "val" / "cat" / "cat-0000.jpg").read_bytes()[:900])
     dataset = data.read_folder(tmp_path / "photos")
-    found = embed(CountingEngine(), dataset.sides["val"], SPEC, cache=tmp_path / "e.sqlite", backbone="b")
+    found = embed(CountingEngine, dataset.sides["val"], SPEC, cache=tmp_path / "e.sqlite", backbone="b")
     assert list(found.broken) == [broken]
     rest = dataset.without(found.broken)
     assert rest.counts("val") == {"cat": 12, "dog": 12}

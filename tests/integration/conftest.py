@@ -1,0 +1,113 @@
+"""A project of its own for the whole run: trained, registered and promoted through MLflow's own commands."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import mlflow
+import pytest
+import requests
+
+REPOSITORY = Path(__file__).parent.parent.parent
+MODEL = "CatDogClassifier"
+START_TIMEOUT_S = 600  # with an environment to build
+
+
+@dataclass(frozen=True)
+class Project:
+    """A tracking store, a cache, and how to run MLflow's commands with them."""
+
+    folder: Path
+    environment: Mapping[str, str]
+
+    @property
+    def tracking_uri(self) -> str:
+        return self.environment["MLFLOW_TRACKING_URI"]
+
+    def client(self) -> mlflow.MlflowClient:
+        return mlflow.MlflowClient(self.tracking_uri, self.tracking_uri)
+
+    def command(
+        self, *words: str, cwd: Path = REPOSITORY, timeout_s: int = 900, **environment: str
+    ) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            words, cwd=cwd, env={**self.environment, **environment}, capture_output=True, text=True, timeout=timeout_s
+        )
+
+    def run(self, *words: str, manager: str = "local", **options: object) -> subprocess.CompletedProcess[str]:
+        """`mlflow run .` in the repository."""
+        return self.command("mlflow", "run", ".", "--env-manager", manager, "--experiment-name", "catdog", *words, **options)  # type: ignore[arg-type]
+
+
+def make_project(folder: Path) -> Project:
+    folder.mkdir(parents=True, exist_ok=True)
+    environment = {
+        **os.environ,
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "MLFLOW_TRACKING_URI": f"sqlite:///{folder / 'mlflow.db'}",
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "XDG_CACHE_HOME": str(folder / "cache"),
+    }
+    environment.pop("MLFLOW_RUN_ID", None)
+    project = Project(folder, environment)
+    client = project.client()
+    client.create_experiment("catdog", artifact_location=(folder / "artifacts").as_uri())
+    return project
+
+
+@pytest.fixture(scope="session")
+def project(tmp_path_factory: pytest.TempPathFactory, drawn: Path, weights: Path) -> Project:
+    """Two trained versions of which the second is in production."""
+    project = make_project(tmp_path_factory.mktemp("project"))
+    for seed in ("0", "1"):
+        done = project.run("-P", f"data={drawn}", "-P", f"weights={weights}", "-P", f"seed={seed}", "-P", "image_size=96")
+        assert done.returncode == 0, done.stderr
+    done = project.run("-e", "promote", "-P", "version=2")
+    assert done.returncode == 0, done.stderr
+    return project
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@contextlib.contextmanager
+def serving(project: Project, *options: str, cwd: Path) -> Iterator[str]:
+    """`mlflow models serve` of the model in production; its address, once it answers."""
+    port, log = free_port(), project.folder / f"serve-{time.monotonic_ns()}.log"
+    command = ["mlflow", "models", "serve", "-m", f"models:/{MODEL}@production", "-p", str(port), *options]
+    with log.open("w") as stream:
+        server = subprocess.Popen(
+            command, cwd=cwd, env=dict(project.environment), stdout=stream, stderr=stream, start_new_session=True
+        )
+    try:
+        deadline = time.monotonic() + START_TIMEOUT_S
+        while True:
+            with contextlib.suppress(requests.ConnectionError, requests.Timeout):
+                if requests.get(f"http://127.0.0.1:{port}/ping", timeout=5).ok:
+                    break
+            gone = server.poll() is not None
+            if gone or time.monotonic() > deadline:
+                said = f"{' '.join(command)} {'ended' if gone else f'was not up within {START_TIMEOUT_S} s'}"
+                pytest.fail(f"{said}; its log ends:\n{log.read_text()[-3000:]}")
+            time.sleep(0.2)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(server.pid, signal.SIGTERM)
+        try:
+            server.wait(timeout=20)
+        except subprocess.TimeoutExpired:
+            os.killpg(server.pid, signal.SIGKILL)
+            server.wait(timeout=20)

@@ -1,0 +1,266 @@
+"""Train, track, register, promote: what stands in MLflow afterwards, and what a mistake leaves behind."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+from mlflow.entities import Run
+
+from tests.integration.conftest import MODEL, REPOSITORY, Project, make_project
+
+
+def runs(project: Project) -> list[Run]:
+    client = project.client()
+    return list(client.search_runs([client.get_experiment_by_name("catdog").experiment_id]))
+
+
+def training_run(project: Project) -> Run:
+    version = project.client().get_model_version_by_alias(MODEL, "production")
+    return project.client().get_run(version.run_id)
+
+
+def artifacts(project: Project, run: Run, folder: str | None = None) -> set[str]:
+    return {entry.path for entry in project.client().list_artifacts(run.info.run_id, folder)}
+
+
+def test_a_run_says_what_made_the_result(project: Project, drawn: Path, weights: Path):
+    run = training_run(project)
+    params = run.data.params
+    assert run.info.status == "FINISHED"
+    assert params["data"] == str(drawn)
+    assert params["seed"] == "1"
+    assert params["weights.used"] == weights.name
+    assert {"weights.digest", "data.digest", "head.weight_decay", "preprocess.size", "system.torch", "system.cores"} <= set(
+        params
+    )
+    assert run.data.tags["mlflow.source.type"] == "PROJECT"
+
+
+def test_metrics_come_per_step_and_final(project: Project):
+    run = training_run(project)
+    metrics = run.data.metrics
+    assert 0 <= metrics["test/accuracy_low"] <= metrics["test/accuracy"] <= metrics["test/accuracy_high"] <= 1
+    assert {"test/log_loss", "test/recall_cat", "test/recall_dog"} <= set(metrics)
+    history = project.client().get_metric_history(run.info.run_id, "head/val_loss")
+    assert [metric.step for metric in history] == list(range(1, len(history) + 1))
+    assert len(history) >= 12
+
+
+def test_the_data_sets_are_inputs_with_digest_and_class_counts(project: Project):
+    inputs = {entry.tags[0].value: entry.dataset for entry in training_run(project).inputs.dataset_inputs}
+    assert set(inputs) == {"training", "validation", "testing"}
+    assert '"classes": {"cat": 30, "dog": 30}' in inputs["training"].profile
+    assert len({dataset.digest for dataset in inputs.values()}) == 3
+
+
+def test_plots_pictures_and_card_are_artifacts(project: Project):
+    run = training_run(project)
+    assert artifacts(project, run, "plots") == {
+        "plots/confusion_matrix.png",
+        "plots/curves_head.png",
+        "plots/regularisation.png",
+    }
+    assert artifacts(project, run, "pictures") == {"pictures/worst_mistakes.png"}
+    assert "model_card.md" in artifacts(project, run)
+
+
+def test_the_registered_version_can_be_judged_by_its_page(project: Project):
+    version = project.client().get_model_version_by_alias(MODEL, "production")
+    assert version.version in (2, "2")
+    assert "test accuracy" in version.description
+    assert "# cat / dog classifier" in version.description
+    assert {"author", "data.digest", "test/accuracy", "test/log_loss"} <= set(version.tags)
+
+
+def test_the_model_holds_its_card(project: Project):
+    version = project.client().get_model_version_by_alias(MODEL, "production")
+    path = project.client().download_artifacts(version.run_id, "model_card.md", str(project.folder))
+    card = Path(path).read_text()
+    assert version.run_id in card
+    assert "95 % interval" in card
+    assert "curl" in card
+
+
+def test_registering_again_makes_no_second_version(project: Project):
+    run_id = training_run(project).info.run_id
+    done = project.run("-e", "register", "-P", f"run_id={run_id}")
+    assert done.returncode == 0, done.stderr
+    assert f"models:/{MODEL}/2" in done.stdout
+    assert len(project.client().search_model_versions(f"name='{MODEL}'")) == 2
+
+
+def test_plain_mlflow_register_model_works(project: Project):
+    code = (
+        f"import mlflow; print(mlflow.register_model('runs:/{training_run(project).info.run_id}/model', 'Another').version)"
+    )
+    done = project.command("python", "-c", code)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip().endswith("1")
+
+
+def test_an_alias_moves(project: Project):
+    for version in ("1", "2"):
+        assert project.run("-e", "promote", "-P", f"version={version}", "-P", "alias=staging").returncode == 0
+        assert str(project.client().get_model_version_by_alias(MODEL, "staging").version) == version
+
+
+def test_evaluate_writes_a_run_of_its_own(project: Project, drawn: Path):
+    done = project.run("-e", "evaluate", "-P", f"data={drawn}")
+    assert done.returncode == 0, done.stderr
+    assert "test accuracy" in done.stdout
+    (run,) = (run for run in runs(project) if run.info.run_name.startswith("evaluate "))
+    trained = training_run(project)
+    assert run.data.metrics["test/accuracy"] == trained.data.metrics["test/accuracy"]
+    assert "plots/confusion_matrix.png" in artifacts(project, run, "plots")
+
+
+def test_training_can_leave_the_registry_alone_and_fine_tune(project: Project, drawn: Path, weights: Path):
+    done = project.run(
+        *("-P", f"data={drawn}", "-P", f"weights={weights}", "-P", "register=none", "-P", "image_size=64"),
+        *("-P", "finetune_epochs=2", "-P", "flips=true"),
+    )
+    assert done.returncode == 0, done.stderr
+    run_id = re.search(r"runs:/(\w+)/model", done.stdout)[1]  # type: ignore[index]
+    assert not project.client().search_model_versions(f"run_id='{run_id}'")
+    assert len(project.client().get_metric_history(run_id, "finetune/val_loss")) == 2
+    assert "plots/curves_finetune.png" in artifacts(project, project.client().get_run(run_id), "plots")
+
+
+def test_broken_and_leaking_pictures_are_named_and_do_not_stop_the_run(
+    project: Project, drawn: Path, weights: Path, tmp_path: Path
+):
+    photos = tmp_path / "photos"
+    shutil.copytree(drawn, photos)
+    (photos / "train" / "cat" / "cut.jpg").write_bytes((drawn / "val" / "cat" / "cat-0000.jpg").read_bytes()[:700])
+    (photos / "test" / "dog" / "text.png").write_text("no picture")
+    shutil.copy(drawn / "test" / "cat" / "cat-0000.jpg", photos / "train" / "cat" / "leak.jpg")
+    (photos / "train" / "empty").mkdir()
+    done = project.run("-P", f"data={photos}", "-P", f"weights={weights}", "-P", "register=none", "-P", "image_size=96")
+    assert done.returncode == 0, done.stderr
+    run_id = re.search(r"runs:/(\w+)/model", done.stdout)[1]  # type: ignore[index]
+    named = Path(project.client().download_artifacts(run_id, "data/left_out.txt", str(tmp_path))).read_text()
+    assert all(part in named for part in ("cut.jpg", "text.png", "leak.jpg", "'empty'"))
+
+
+@pytest.mark.parametrize(
+    ("parameters", "message"),
+    [
+        (["data=/no/such/folder"], "data folder /no/such/folder does not exist"),
+        (["data={one_class}"], "training pictures of 1 class (cat); at least 2"),
+        (["data={empty}"], "holds no readable pictures"),
+        (["data={broken}"], "holds no readable pictures"),
+        (["data={drawn}", "backbone=resnet19"], "backbone 'resnet19' is not in torchvision.models"),
+        (["data={drawn}", "weights={weights}", "backbone=resnet18"], "belong to another network"),
+        (["data={drawn}", "weights=/no/such.pth"], "weights /no/such.pth is not a file"),
+        (["data={drawn}", "weights={weights}", "image_size=7"], "image_size is 7"),
+    ],
+)
+def test_bad_input_is_named_and_leaves_nothing_half_done(
+    parameters: list[str], message: str, project: Project, drawn: Path, weights: Path, tmp_path: Path
+):
+    one_class, empty, broken = tmp_path / "one", tmp_path / "empty", tmp_path / "broken"
+    shutil.copytree(drawn / "train" / "cat", one_class / "cat")
+    empty.mkdir()
+    for side in ("train", "val", "test"):
+        for label in ("cat", "dog"):
+            for number in range(3):
+                file = broken / side / label / f"{number}.jpg"
+                file.parent.mkdir(parents=True, exist_ok=True)
+                file.write_bytes(b"\xff\xd8\xff broken " + f"{side}{label}{number}".encode())
+    places = {"one_class": one_class, "empty": empty, "broken": broken, "drawn": drawn, "weights": weights}
+    words = [word for parameter in parameters for word in ("-P", parameter.format(**places))]
+    if not any(parameter.startswith("weights=") for parameter in parameters):
+        words += ["-P", f"weights={weights}"]
+    before = {run.info.run_id for run in runs(project)}
+    versions = len(project.client().search_model_versions(f"name='{MODEL}'"))
+    done = project.run(*words)
+    assert done.returncode != 0
+    assert message in done.stderr
+    assert "scripts/train.py" not in done.stderr, "a traceback instead of a message"
+    (new,) = (run for run in runs(project) if run.info.run_id not in before)
+    assert new.info.status == "FAILED"
+    assert not (new.outputs and new.outputs.model_outputs)
+    assert len(project.client().search_model_versions(f"name='{MODEL}'")) == versions
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["-e", "register", "-P", "run_id=0123456789abcdef0123456789abcdef"], "is not in sqlite:///"),
+        (["-e", "promote", "-P", "version=99"], "'CatDogClassifier' has no version '99'"),
+        (["-e", "promote", "-P", "version=two"], "has no version 'two'"),
+        (["-e", "promote", "-P", "version=1", "-P", "name=Nobody"], "there is no such model"),
+        (["-e", "promote", "-P", "version=1", "-P", "alias=latest"], "alias 'latest' is not allowed"),
+        (["-e", "evaluate", "-P", "model_uri=models:/Nobody@production"], "model models:/Nobody@production can't be had"),
+        (["-e", "predict", "-P", "photo=/no/such.jpg"], "no such photo: /no/such.jpg"),
+    ],
+)
+def test_unknown_runs_versions_and_models_are_named(words: list[str], message: str, project: Project):
+    done = project.run(*words)
+    assert done.returncode != 0
+    assert message in done.stderr
+    assert not any(run.info.status == "RUNNING" for run in runs(project))
+    assert str(project.client().get_model_version_by_alias(MODEL, "production").version) == "2"
+
+
+def test_an_unwritable_tracking_store_is_named(project: Project, drawn: Path):
+    done = project.command(
+        "python", "-m", "scripts.train", "--data", str(drawn), MLFLOW_TRACKING_URI="sqlite:////proc/no/mlflow.db"
+    )
+    assert done.returncode != 0
+    assert "the tracking store sqlite:////proc/no/mlflow.db can't be used" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_an_unreachable_tracking_server_is_named(project: Project, drawn: Path):
+    with socket.socket() as nobody:
+        nobody.bind(("127.0.0.1", 0))  # taken, but nobody listens
+        uri = f"http://127.0.0.1:{nobody.getsockname()[1]}"
+        done = project.command(
+            *("python", "-m", "scripts.train", "--data", str(drawn)),
+            MLFLOW_TRACKING_URI=uri,
+            MLFLOW_HTTP_REQUEST_MAX_RETRIES="1",
+        )
+    assert done.returncode != 0
+    assert f"the tracking store {uri} can't be used" in done.stderr
+
+
+@pytest.mark.parametrize(("number", "to_all"), [(signal.SIGINT, True), (signal.SIGTERM, False)])
+def test_an_interrupted_run_is_killed_never_running(number: int, to_all: bool, drawn: Path, tmp_path: Path):
+    """Ctrl-C reaches every process of the terminal; a SIGTERM only the one it is sent to."""
+    project = make_project(tmp_path / "project")
+    command = ["python", "-m", "scripts.train", "--data", str(drawn), "--weights", "none", "--finetune-epochs", "500"]
+    if to_all:
+        command = ["mlflow", "run", ".", "--env-manager", "local", "--experiment-name", "catdog"]
+        command += ["-P", f"data={drawn}", "-P", "weights=none", "-P", "finetune_epochs=500", "-P", "image_size=64"]
+    with (tmp_path / "log").open("w") as log:
+        process = subprocess.Popen(
+            command, cwd=REPOSITORY, env=dict(project.environment), stdout=log, stderr=log, start_new_session=True
+        )
+    try:
+        deadline = time.monotonic() + 120
+        while "epoch 1/500: val" not in (tmp_path / "log").read_text():
+            assert process.poll() is None, (tmp_path / "log").read_text()
+            assert time.monotonic() < deadline, (tmp_path / "log").read_text()
+            time.sleep(0.2)
+        if to_all:
+            os.killpg(process.pid, number)
+        else:
+            process.send_signal(number)
+        assert process.wait(timeout=60) != 0
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+    deadline = time.monotonic() + 30
+    while (statuses := [run.info.status for run in runs(project)]) != ["KILLED"] and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert statuses == ["KILLED"], (tmp_path / "log").read_text()[-2000:]
