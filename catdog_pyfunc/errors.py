@@ -7,6 +7,7 @@ CatDogError
 ├── InvalidData (ValueError)       a folder of photos can't be trained on
 ├── InvalidWeights (ValueError)    weights can't be had, or belong to another network
 ├── EnginesDisagree                PyTorch and ONNX Runtime answer differently: nothing was saved
+├── TrackingError                  the tracking store can't be reached or written
 ├── RegistryError                  a run, a model or a version isn't there
 └── MissingDependency (ImportError)   an optional package isn't installed
 """
@@ -40,6 +41,10 @@ class InvalidWeights(CatDogError, ValueError):
 
 class EnginesDisagree(CatDogError):
     """PyTorch and ONNX Runtime answer differently on the same pictures: nothing was saved."""
+
+
+class TrackingError(CatDogError):
+    """The tracking store can't be reached or written."""
 
 
 class RegistryError(CatDogError):

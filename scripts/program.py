@@ -9,6 +9,7 @@ from collections.abc import Iterator
 import click
 
 from catdog_pyfunc.errors import CatDogError
+from catdog_pyfunc.pipeline import aftermath
 
 
 @contextlib.contextmanager
@@ -20,5 +21,7 @@ def program() -> Iterator[None]:
     except CatDogError as wrong:
         raise click.ClickException(str(wrong)) from None
     except KeyboardInterrupt:
+        if run_id := os.environ.get("MLFLOW_RUN_ID"):  # still there: so early that `tracking.run` hasn't begun
+            aftermath.call(run_id)
         click.echo("interrupted", err=True)
         raise SystemExit(130) from None

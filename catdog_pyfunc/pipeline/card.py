@@ -8,6 +8,7 @@ from typing import Any
 from catdog_pyfunc.bundle import Description
 from catdog_pyfunc.pipeline.data import SIDES, Dataset
 from catdog_pyfunc.pipeline.evaluation import Evaluation
+from catdog_pyfunc.pipeline.registry import NAME
 
 CARD = "model_card.md"
 _MOST_PROBLEMS = 20
@@ -39,7 +40,7 @@ def write_card(
     Returns:
         Markdown.
     """
-    spec = description.preprocess
+    spec, name = description.preprocess, params["register"] or NAME
     rows = "\n".join(
         f"| {side} | {sum(dataset.counts(side).values())} | "
         + ", ".join(f"{name} {count}" for name, count in dataset.counts(side).items())
@@ -51,6 +52,7 @@ def write_card(
         for name, recall in evaluation.recalls.items()
     )
     accuracy = evaluation.accuracy
+    making = "\n".join(f"| {key} | {value} |" for key, value in params.items())
     problems = "\n".join(f"- {problem}" for problem in dataset.problems[:_MOST_PROBLEMS]) or "- nothing"
     return f"""# {" / ".join(dataset.classes)} classifier
 
@@ -89,11 +91,11 @@ Left out:
 ```python
 import mlflow, pandas
 
-model = mlflow.pyfunc.load_model("models:/CatDogClassifier@production")
+model = mlflow.pyfunc.load_model("models:/{name}@production")
 model.predict(pandas.DataFrame({{"image": [open("photo.jpg", "rb").read()]}}))
 ```
 
-Or `mlflow models serve -m models:/CatDogClassifier@production -p 5001`, and then
+Or `mlflow models serve -m models:/{name}@production -p 5001`, and then
 
 ```sh
 (printf '{{"dataframe_records":[{{"image":"'; base64 < photo.jpg | tr -d '\\n'; printf '"}}]}}') |
@@ -104,7 +106,7 @@ Or `mlflow models serve -m models:/CatDogClassifier@production -p 5001`, and the
 
 | parameter | value |
 |---|---|
-{chr(10).join(f"| {name} | {value} |" for name, value in params.items())}
+{making}
 """
 
 

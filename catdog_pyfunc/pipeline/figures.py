@@ -18,12 +18,13 @@ _TILE = 256  # pixels of a gallery's picture
 _MOST_TILES = 12
 
 
-def curves(steps: Sequence[Scores], title: str, kept: int | None = None) -> Figure:
+def curves(steps: Sequence[Scores], title: str, unit: str, kept: int | None = None) -> Figure:
     """Loss and accuracy over training.
 
     Args:
         steps: Scores after each step or epoch.
-        title: What a step is, and of what.
+        title: What was trained.
+        unit: "step" or "epoch".
         kept: The step whose weights were kept, counted from 1.
 
     Returns:
@@ -37,7 +38,7 @@ def curves(steps: Sequence[Scores], title: str, kept: int | None = None) -> Figu
             axes.plot(places, values, color=colour, marker="o" if len(steps) < 20 else None, ms=4, label=side)
         if kept:
             axes.axvline(kept, color=_KEPT, ls=":", lw=1.2, label="kept")
-        axes.set(xlabel="step", ylabel="cross-entropy (nats)" if what == "loss" else what)
+        axes.set(xlabel=unit, ylabel="cross-entropy (nats)" if what == "loss" else what)
         axes.grid(alpha=0.25)
         axes.legend(frameon=False)
     figure.suptitle(title)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -67,7 +68,7 @@ class _Pictures(TorchDataset[tuple[Tensor, int]]):
         return self.augment(decode(content, DEFAULT_LIMITS, least_side=self.spec.resize)), example.label
 
 
-def find_broken(examples: Iterable[Example], spec: Preprocess) -> dict[Path, str]:
+def find_broken(examples: Sequence[Example], spec: Preprocess) -> dict[Path, str]:
     """Decode every picture once, for data that isn't embedded first.
 
     Args:
@@ -77,13 +78,17 @@ def find_broken(examples: Iterable[Example], spec: Preprocess) -> dict[Path, str
     Returns:
         File → what is wrong with it.
     """
-    broken = {}
-    for example in examples:
+
+    def reason(example: Example) -> str | None:
         try:
             preprocess(example.path.read_bytes(), spec)
         except (InvalidImage, OSError) as wrong:
-            broken[example.path] = str(wrong)
-    return broken
+            return str(wrong)
+        return None
+
+    with ThreadPoolExecutor(available_cores()) as pool:
+        reasons = list(track(pool.map(reason, examples), "checking pictures", len(examples)))
+    return {example.path: wrong for example, wrong in zip(examples, reasons, strict=True) if wrong}
 
 
 def finetune(

@@ -11,8 +11,8 @@ from torch.nn import functional
 from catdog_pyfunc.engine import Floats
 
 WEIGHT_DECAYS = (1.0, 0.3, 0.1, 0.03, 0.01, 0.003, 0.001)
-_STEPS = 12  # of L-BFGS, for each weight decay; each begins where the last one ended
-_ITERATIONS = 5  # within a step
+_STEPS = 4  # of L-BFGS, for each weight decay; each begins where the last one ended
+_ITERATIONS = 15  # within a step, at most
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,8 @@ from catdog_pyfunc.errors import InvalidSetting, RegistryError
 NAME = "CatDogClassifier"
 PRODUCTION = "production"
 _RESERVED = re.compile(r"latest|v\d+", re.IGNORECASE)
+_LONGEST_DESCRIPTION = 5000  # characters, in MLflow's schema; SQLite lets more pass, PostgreSQL doesn't
+_METRIC_TAGS = ("test/accuracy", "test/log_loss")  # the rest stands in the description
 _RUN_TAGS = ("data.digest", "author")  # of the run, for its version
 
 
@@ -48,7 +50,7 @@ def register(run_id: str, name: str = NAME, *, description: str | None = None) -
     version = mlflow.register_model(f"models:/{run.outputs.model_outputs[-1].model_id}", name)
     text = description or run.data.tags.get("mlflow.note.content")
     if text:
-        client.update_model_version(name, version.version, description=text)
+        client.update_model_version(name, version.version, description=_fitting(text))
     for key, value in _version_tags(run.data.tags, run.data.metrics).items():
         client.set_model_version_tag(name, version.version, key, value)
     return client.get_model_version(name, version.version)
@@ -102,6 +104,14 @@ def author() -> str:
         return "unknown"
 
 
+def _fitting(text: str) -> str:
+    """Cut a description to what a database column of MLflow's takes."""
+    if len(text) <= _LONGEST_DESCRIPTION:
+        return text
+    end = "\n\n… the rest stands in the run's model_card.md"
+    return text[: _LONGEST_DESCRIPTION - len(end)].rsplit("\n", 1)[0] + end
+
+
 def _versions(client: mlflow.MlflowClient, name: str) -> list[ModelVersion]:
     return list(client.search_model_versions(f"name='{name}'"))
 
@@ -109,4 +119,4 @@ def _versions(client: mlflow.MlflowClient, name: str) -> list[ModelVersion]:
 def _version_tags(run_tags: Mapping[str, str], metrics: Mapping[str, float]) -> dict[str, str]:
     tags = {key: run_tags[key] for key in _RUN_TAGS if key in run_tags}
     tags.setdefault("author", run_tags.get("mlflow.user", author()))
-    return {**tags, **{key: f"{value:.4f}" for key, value in sorted(metrics.items()) if key.startswith("test/")}}
+    return {**tags, **{key: f"{metrics[key]:.4f}" for key in _METRIC_TAGS if key in metrics}}

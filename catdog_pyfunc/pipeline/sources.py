@@ -29,7 +29,7 @@ def open_data(data: str) -> Dataset:
         return read_folder(sample.make(cache_dir() / "sample"))
     if data == PETS:
         return open_pets(cache_dir())
-    return read_folder(Path(data))
+    return read_folder(Path(data).expanduser().resolve())
 
 
 def open_pets(root: Path) -> Dataset:

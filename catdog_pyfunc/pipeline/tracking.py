@@ -20,16 +20,12 @@ from mlflow.entities import RunStatus
 from mlflow.exceptions import MlflowException
 
 from catdog_pyfunc.classifier import available_cores
-from catdog_pyfunc.errors import CatDogError
+from catdog_pyfunc.errors import TrackingError
 from catdog_pyfunc.pipeline import aftermath
 from catdog_pyfunc.pipeline.data import Dataset
 
 EXPERIMENT = "catdog"
 _CONTEXTS = {"train": "training", "val": "validation", "test": "testing"}
-
-
-class TrackingError(CatDogError):
-    """The tracking store can't be reached or written."""
 
 
 @contextlib.contextmanager

@@ -205,7 +205,7 @@ def _learn_all(settings: Settings, dataset: Dataset, backbone: Backbone, epochs:
     )
     mlflow.log_metric("finetune/kept_epoch", kept)
     if history:
-        figure = figures.curves(history, f"Fine-tuning {backbone.name}, per epoch", kept if len(history) == epochs else None)
+        figure = figures.curves(history, f"Fine-tuning {backbone.name}", "epoch", kept if len(history) == epochs else None)
         mlflow.log_figure(figure, "plots/curves_finetune.png")
 
 
@@ -220,7 +220,8 @@ def _log_head(head: Head) -> None:
     ]
     client.log_batch(active.info.run_id, metrics=metrics)  # at once: 200 single calls take seconds
     mlflow.log_params({"head.weight_decay": head.weight_decay})
-    mlflow.log_figure(figures.curves(head.steps, "The head on frozen features, per L-BFGS step"), "plots/curves_head.png")
+    title = f"The head on frozen features, weight decay falling from {max(head.candidates):g} to {head.weight_decay:g}"
+    mlflow.log_figure(figures.curves(head.steps, title, "L-BFGS step"), "plots/curves_head.png")
     mlflow.log_figure(figures.regularisation(head.candidates, head.weight_decay), "plots/regularisation.png")
 
 

@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 import socket
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -130,25 +131,46 @@ def managers() -> list[str]:
     return [name for name in os.environ.get("CATDOG_ENV_MANAGERS", "").split(",") if name]
 
 
-def need(manager: str) -> None:
+@pytest.fixture(params=["uv", "virtualenv"])
+def built_by(request: pytest.FixtureRequest, project: Project, tmp_path: Path) -> Iterator[tuple[list[str], Project]]:
+    """What asks for an environment manager, and the project with a place where it finds nothing built yet."""
+    manager = request.param
     if manager not in managers():
         pytest.skip(f"{manager} is not in CATDOG_ENV_MANAGERS: building its environment takes minutes and gigabytes")
+    root = tmp_path / "envs"
+    own = {"MLFLOW_ENV_ROOT": str(root), "UV_NO_CACHE": "1", "PIP_NO_CACHE_DIR": "1"}
+    # virtualenv is MLflow's default: the commands as they stand
+    yield (
+        [] if manager == "virtualenv" else ["--env-manager", manager],
+        Project(project.folder, {**project.environment, **own}),
+    )
+    shutil.rmtree(root, ignore_errors=True)
 
 
-@pytest.mark.parametrize("manager", ["uv", "virtualenv"])
-def test_serving_in_an_environment_of_its_own(manager: str, project: Project, elsewhere: Path):
-    need(manager)
-    options = () if manager == "virtualenv" else ("--env-manager", manager)  # virtualenv is MLflow's default
-    with serving(project, *options, cwd=elsewhere) as address:
+def test_serving_in_an_environment_of_its_own(built_by: tuple[list[str], Project], elsewhere: Path):
+    words, project = built_by
+    with serving(project, *words, cwd=elsewhere) as address:
         body = json.loads((elsewhere / "request.json").read_text())
         assert_is_row(requests.post(f"{address}/invocations", json=body, timeout=30).json()["predictions"][0])
+    python = next(Path(project.environment["MLFLOW_ENV_ROOT"]).rglob("bin/python"))
+    assert project.command(str(python), "-c", "import onnxruntime").returncode == 0
+    assert project.command(str(python), "-c", "import torch").returncode != 0
 
 
-@pytest.mark.parametrize("manager", ["uv", "virtualenv"])
-def test_mlflow_run_in_an_environment_of_its_own(manager: str, project: Project, drawn: Path, weights: Path):
-    need(manager)
-    words = ["mlflow", "run", ".", "--experiment-name", "catdog", "-P", f"data={drawn}", "-P", f"weights={weights}"]
-    words += ["-P", "register=none"] + ([] if manager == "virtualenv" else ["--env-manager", manager])
-    done = project.command(*words, timeout_s=1500)
+def test_mlflow_run_in_an_environment_of_its_own(built_by: tuple[list[str], Project], drawn: Path, weights: Path):
+    words, project = built_by
+    command = [
+        "mlflow",
+        "run",
+        ".",
+        *words,
+        "--experiment-name",
+        "catdog",
+        "-P",
+        f"data={drawn}",
+        "-P",
+        f"weights={weights}",
+    ]
+    done = project.command(*command, "-P", "register=none", timeout_s=1500)
     assert done.returncode == 0, done.stderr[-3000:]
     assert "test accuracy" in done.stdout

@@ -52,7 +52,7 @@ def test_metrics_come_per_step_and_final(project: Project):
     assert {"test/log_loss", "test/recall_cat", "test/recall_dog"} <= set(metrics)
     history = project.client().get_metric_history(run.info.run_id, "head/val_loss")
     assert [metric.step for metric in history] == list(range(1, len(history) + 1))
-    assert len(history) >= 12
+    assert len(history) >= 4
 
 
 def test_the_data_sets_are_inputs_with_digest_and_class_counts(project: Project):
@@ -177,15 +177,14 @@ def test_bad_input_is_named_and_leaves_nothing_half_done(
                 file.parent.mkdir(parents=True, exist_ok=True)
                 file.write_bytes(b"\xff\xd8\xff broken " + f"{side}{label}{number}".encode())
     places = {"one_class": one_class, "empty": empty, "broken": broken, "drawn": drawn, "weights": weights}
-    words = [word for parameter in parameters for word in ("-P", parameter.format(**places))]
-    if not any(parameter.startswith("weights=") for parameter in parameters):
-        words += ["-P", f"weights={weights}"]
+    given = dict(parameter.format(**places).split("=", 1) for parameter in ["weights={weights}", *parameters])
+    words = [word for name, value in given.items() for word in (f"--{name.replace('_', '-')}", value)]
     before = {run.info.run_id for run in runs(project)}
     versions = len(project.client().search_model_versions(f"name='{MODEL}'"))
-    done = project.run(*words)
+    done = project.command("python", "-m", "scripts.train", *words, MLFLOW_EXPERIMENT_NAME="catdog")
     assert done.returncode != 0
     assert message in done.stderr
-    assert "scripts/train.py" not in done.stderr, "a traceback instead of a message"
+    assert "Traceback" not in done.stderr
     (new,) = (run for run in runs(project) if run.info.run_id not in before)
     assert new.info.status == "FAILED"
     assert not (new.outputs and new.outputs.model_outputs)

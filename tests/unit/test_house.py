@@ -34,7 +34,7 @@ PIPELINE = [
     "evaluation",
     "figures",
 ]
-PIPELINE += ["aftermath", "tracking", "measuring", "card", "registry", "training"]
+PIPELINE += ["aftermath", "tracking", "measuring", "registry", "card", "training"]
 ORDER = [f"catdog_pyfunc.{name}" for name in SERVING] + [f"catdog_pyfunc.pipeline.{name}" for name in PIPELINE]
 
 
