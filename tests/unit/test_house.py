@@ -118,7 +118,7 @@ def test_every_constraint_lies_in_the_published_range():
     requirement = pytest.importorskip("packaging.requirements").Requirement
     project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
-    pins = dict(re.findall(r"^([\w-]+)==(\S+)$", (REPOSITORY / "constraints.txt").read_text(), re.MULTILINE))
+    pins = dict(re.findall(r"^([\w-]+)==(\S+)", (REPOSITORY / "constraints.txt").read_text(), re.MULTILINE))
     for text in named(project["dependencies"] + extras["torch"] + extras["train"]):
         wanted = requirement(text)
         assert pins[wanted.name] in wanted.specifier, text
