@@ -18,6 +18,8 @@ from tests.integration.conftest import MODEL, REPOSITORY, Project, serving
 
 URI = f"models:/{MODEL}@production"
 _BLOCK_TORCH = """
+import sys
+
 class Blocked:
     def find_spec(self, name, path=None, target=None):
         if name.split(".")[0] in ("torch", "torchvision"):
