@@ -1,8 +1,9 @@
-"""What is stored: weights.safetensors, model.onnx and classifier.json, written whole or not at all, checked on loading."""
+"""What is stored: weights, graph, reference and description, written whole or not at all, checked on loading."""
 
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import shutil
 import tempfile
@@ -11,11 +12,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from catdog_pyfunc.errors import InvalidBundle
 from catdog_pyfunc.preprocess import Preprocess
+from catdog_pyfunc.rejection import Rejection
 
 FORMAT = 1
-WEIGHTS, GRAPH, DESCRIPTION = "weights.safetensors", "model.onnx", "classifier.json"
+WEIGHTS, GRAPH, REFERENCE, DESCRIPTION = "weights.safetensors", "model.onnx", "reference.npy", "classifier.json"
 
 
 @dataclass(frozen=True)
@@ -44,20 +48,23 @@ class Bundle:
     Attributes:
         path: The folder.
         description: What classifier.json says.
+        rejection: What is none of the classes.
         digest: SHA-256 (hex) of classifier.json, which holds the digests of the other files: one name for the whole.
     """
 
     path: Path
     description: Description
+    rejection: Rejection
     digest: str
 
 
-def write(path: Path, description: Description, *, weights: bytes, graph: bytes) -> Bundle:
+def write(path: Path, description: Description, rejection: Rejection, *, weights: bytes, graph: bytes) -> Bundle:
     """Store a classifier, whole or not at all.
 
     Args:
         path: The folder to make; must not exist.
         description: All that isn't a weight.
+        rejection: What is none of the classes.
         weights: A safetensors file's content.
         graph: An ONNX file's content.
 
@@ -69,13 +76,16 @@ def write(path: Path, description: Description, *, weights: bytes, graph: bytes)
     """
     if path.exists():
         raise FileExistsError(f"{path} is there already: give a folder that doesn't exist")
-    files = {WEIGHTS: weights, GRAPH: graph}
+    reference = io.BytesIO()
+    np.save(reference, rejection.reference.astype(np.float16), allow_pickle=False)
+    files = {WEIGHTS: weights, GRAPH: graph, REFERENCE: reference.getvalue()}
     content = {
         "format": FORMAT,
         "backbone": description.backbone,
         "classes": list(description.classes),
         "preprocess": description.preprocess.to_dict(),
         "temperature": description.temperature,
+        "threshold": rejection.threshold,
         "provenance": dict(description.provenance),
         "files": {name: {"sha256": _sha256(data), "bytes": len(data)} for name, data in files.items()},
     }
@@ -90,7 +100,7 @@ def write(path: Path, description: Description, *, weights: bytes, graph: bytes)
     except BaseException:
         shutil.rmtree(scratch, ignore_errors=True)
         raise
-    return Bundle(path, description, _sha256(files[DESCRIPTION]))
+    return Bundle(path, description, rejection, _sha256(files[DESCRIPTION]))
 
 
 def read(path: Path) -> Bundle:
@@ -120,15 +130,17 @@ def read(path: Path) -> Bundle:
             temperature=float(content["temperature"]),
             provenance=content["provenance"],
         )
+        threshold = float(content["threshold"])
         digests = {name: str(entry["sha256"]) for name, entry in content["files"].items()}
     except (ValueError, KeyError, TypeError, AttributeError) as wrong:
         if isinstance(wrong, InvalidBundle):
             raise
         raise InvalidBundle(f"{path / DESCRIPTION} can't be read ({wrong!r}): save the model again") from None
-    for name in (WEIGHTS, GRAPH):
+    for name in (WEIGHTS, GRAPH, REFERENCE):
         if _sha256(_file(path, name)) != digests.get(name):
             raise InvalidBundle(f"{path / name} is not the file that was saved (SHA-256 differs): get the model again")
-    return Bundle(path, description, _sha256(raw))
+    rejection = Rejection(np.load(path / REFERENCE, allow_pickle=False).astype(np.float32), threshold)
+    return Bundle(path, description, rejection, _sha256(raw))
 
 
 def _file(path: Path, name: str) -> bytes:

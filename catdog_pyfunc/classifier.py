@@ -11,8 +11,9 @@ import numpy as np
 import numpy.typing as npt
 
 from catdog_pyfunc.bundle import Bundle
-from catdog_pyfunc.engine import Engine, Floats, open_engine
+from catdog_pyfunc.engine import Engine, open_engine
 from catdog_pyfunc.errors import InvalidImage
+from catdog_pyfunc.explain import heatmap
 from catdog_pyfunc.images import picture_bytes
 from catdog_pyfunc.preprocess import DEFAULT_LIMITS, Limits, Pixels, preprocess
 
@@ -26,12 +27,18 @@ class Prediction:
         confidence: That class's probability, 0..1; None likewise.
         probabilities: Class name → probability, adding up to 1; empty likewise.
         error: What was wrong with the picture and what to send instead; None if nothing was.
+        in_domain: Whether the picture is like those of the training data; False: probably none of the classes.
+        domain_score: How like: cosine to the nearest of them, at most 1; `in_domain` where it reaches the model's threshold.
+        heatmap: A PNG of the picture with the evidence for the label over it; only if asked for.
     """
 
     label: str | None = None
     confidence: float | None = None
     probabilities: dict[str, float] = field(default_factory=dict)
     error: str | None = None
+    in_domain: bool | None = None
+    domain_score: float | None = None
+    heatmap: bytes | None = None
 
 
 class Classifier:
@@ -53,21 +60,22 @@ class Classifier:
         self._limits = limits
         self._pool = ThreadPoolExecutor(threads or available_cores(), thread_name_prefix="catdog")
 
-    def predict(self, images: Sequence[object]) -> list[Prediction]:
+    def predict(self, images: Sequence[object], *, explain: bool = False) -> list[Prediction]:
         """Classify pictures.
 
         Args:
             images: One cell a picture: raw bytes, base64 or a data URI.
+            explain: Whether each prediction gets its heat map.
 
         Returns:
             One prediction a picture, in the same order. A picture that can't be read gets one that says why.
         """
         size = self.engine.batch_size
         chunks = [range(start, min(start + size, len(images))) for start in range(0, len(images), size)]
-        answers = self._pool.map(lambda rows: self._predict_chunk(images, rows), chunks)
+        answers = self._pool.map(lambda rows: self._predict_chunk(images, rows, explain), chunks)
         return [prediction for chunk in answers for prediction in chunk]
 
-    def _predict_chunk(self, images: Sequence[object], rows: range) -> Iterator[Prediction]:
+    def _predict_chunk(self, images: Sequence[object], rows: range, explain: bool) -> Iterator[Prediction]:
         pixels: list[Pixels] = []
         errors: dict[int, str] = {}
         for row in rows:
@@ -75,16 +83,27 @@ class Classifier:
                 pixels.append(preprocess(picture_bytes(images[row]), self.bundle.description.preprocess, self._limits))
             except InvalidImage as wrong:
                 errors[row] = f"image {row} {wrong}"
-        answers = iter(self._name(self.engine.run(np.stack(pixels)).logits) if pixels else ())
+        answers = iter(self._name(np.stack(pixels), explain) if pixels else ())
         return iter([Prediction(error=errors[row]) if row in errors else next(answers) for row in rows])
 
-    def _name(self, logits: Floats) -> list[Prediction]:
-        description = self.bundle.description
+    def _name(self, pixels: Pixels, explain: bool) -> list[Prediction]:
+        description, rejection = self.bundle.description, self.bundle.rejection
+        outputs = self.engine.run(pixels)
+        scores = rejection.score(outputs.embedding).tolist()
         predictions = []
-        for row in softmax(logits / description.temperature):
-            probabilities = dict(zip(description.classes, row.tolist(), strict=True))
-            label = description.classes[int(row.argmax())]
-            predictions.append(Prediction(label, probabilities[label], probabilities))
+        for row, shares in enumerate(softmax(outputs.logits / description.temperature)):
+            best = int(shares.argmax())
+            probabilities = dict(zip(description.classes, shares.tolist(), strict=True))
+            predictions.append(
+                Prediction(
+                    label=description.classes[best],
+                    confidence=float(shares[best]),
+                    probabilities=probabilities,
+                    in_domain=scores[row] >= rejection.threshold,
+                    domain_score=scores[row],
+                    heatmap=heatmap(pixels[row], outputs.class_maps[row], best) if explain else None,
+                )
+            )
         return predictions
 
 

@@ -6,23 +6,20 @@ import os
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
-import numpy as np
-import numpy.typing as npt
-
 from catdog_pyfunc.bundle import GRAPH, WEIGHTS, Bundle
 from catdog_pyfunc.errors import InvalidSetting, MissingDependency
-from catdog_pyfunc.preprocess import Pixels
+from catdog_pyfunc.preprocess import Floats, Pixels
 
-Floats = npt.NDArray[np.float32]
 ENGINES = ("auto", "onnx", "torch")
-OUTPUTS = ("logits", "embedding", "feature_map")  # of the graph, in this order
+OUTPUTS = ("logits", "embedding", "class_maps")  # of the graph, in this order
 
 
 class Outputs(NamedTuple):
-    """What a network says of N pictures: logits (N, C) and embedding (N, D)."""
+    """What a network says of N pictures: logits (N, C), embedding (N, D) and class maps (N, C, h, w)."""
 
     logits: Floats
     embedding: Floats
+    class_maps: Floats
 
 
 class Engine(Protocol):
@@ -59,9 +56,8 @@ class OnnxEngine:
         self._session = onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
 
     def run(self, images: Pixels) -> Outputs:
-        """Classify pictures: (N, size, size, 3) uint8 → logits (N, C), embedding (N, D)."""
-        logits, embedding = self._session.run(OUTPUTS[:2], {"images": images})
-        return Outputs(logits, embedding)
+        """Classify pictures: (N, size, size, 3) uint8, as `preprocess` makes them."""
+        return Outputs(*self._session.run(OUTPUTS, {"images": images}))
 
 
 class TorchEngine:
@@ -86,11 +82,11 @@ class TorchEngine:
         self.batch_size = 64 if self._device.type == "cuda" else 4
 
     def run(self, images: Pixels) -> Outputs:
-        """Classify pictures: (N, size, size, 3) uint8 → logits (N, C), embedding (N, D)."""
+        """Classify pictures: (N, size, size, 3) uint8, as `preprocess` makes them."""
         torch = self._torch
         with torch.inference_mode():
-            logits, embedding, _ = self._network(torch.from_numpy(images).to(self._device))
-        return Outputs(logits.cpu().numpy(), embedding.cpu().numpy())
+            outputs = self._network(torch.from_numpy(images).to(self._device))
+        return Outputs(*(output.cpu().numpy() for output in outputs))
 
 
 def open_engine(bundle: Bundle, name: str = "auto") -> Engine:

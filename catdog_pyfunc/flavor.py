@@ -25,6 +25,7 @@ from catdog_pyfunc.engine import OUTPUTS, OnnxEngine
 from catdog_pyfunc.errors import EnginesDisagree, InvalidBundle, RegistryError
 from catdog_pyfunc.model import ARTIFACT, COLUMN, SETTINGS, signature
 from catdog_pyfunc.preprocess import preprocess
+from catdog_pyfunc.rejection import Rejection
 
 if TYPE_CHECKING:
     from catdog_pyfunc.network import Network
@@ -39,6 +40,7 @@ def save_model(
     path: str | Path,
     network: Network,
     description: Description,
+    rejection: Rejection,
     *,
     pictures: Sequence[bytes],
     mlflow_model: Model | None = None,
@@ -49,6 +51,7 @@ def save_model(
         path: The folder to make.
         network: The trained network; it is left on CPU, in evaluation mode.
         description: Classes, preprocessing and where it all came from.
+        rejection: What is none of the classes.
         pictures: Files of the training data on which the two engines must agree; 16 or more, if there are so many. The
             first is kept as the input example.
         mlflow_model: MLflow's own description, when `log_model` calls.
@@ -62,7 +65,7 @@ def save_model(
         raise FileExistsError(f"{path} is there already and not empty: give a folder that doesn't exist")
     network = network.cpu().eval()
     with tempfile.TemporaryDirectory(prefix="catdog-") as scratch:
-        bundle = _write_bundle(Path(scratch) / ARTIFACT, network, description, pictures)
+        bundle = _write_bundle(Path(scratch) / ARTIFACT, network, description, rejection, pictures)
         try:
             _save_flavors(path, Path(scratch), network, bundle, pictures[0], mlflow_model or Model())
         except BaseException:
@@ -73,6 +76,7 @@ def save_model(
 def log_model(
     network: Network,
     description: Description,
+    rejection: Rejection,
     *,
     pictures: Sequence[bytes],
     name: str = "model",
@@ -83,6 +87,7 @@ def log_model(
     Args:
         network: As for `save_model`.
         description: Likewise.
+        rejection: Likewise.
         pictures: Likewise.
         name: The model's name in the run: `runs:/<RUN_ID>/<name>`.
         **logging: What `mlflow.models.Model.log` takes besides: `registered_model_name`, `tags`, `params`, …
@@ -96,6 +101,7 @@ def log_model(
         flavor=sys.modules[__name__],
         network=network,
         description=description,
+        rejection=rejection,
         pictures=pictures,
         **logging,
     )
@@ -128,17 +134,19 @@ def load_model(model_uri: str, **settings: Any) -> Classifier:
     return Classifier(bundles.read(folder), **settings)
 
 
-def _write_bundle(path: Path, network: Network, description: Description, pictures: Sequence[bytes]) -> Bundle:
+def _write_bundle(
+    path: Path, network: Network, description: Description, rejection: Rejection, pictures: Sequence[bytes]
+) -> Bundle:
     from safetensors.torch import save
 
     graph = export_graph(network, description)
     _check_agreement(network, graph, description, pictures)
     weights = save({name: tensor.contiguous() for name, tensor in network.state_dict().items()})
-    return bundles.write(path, description, weights=weights, graph=graph)
+    return bundles.write(path, description, rejection, weights=weights, graph=graph)
 
 
 def export_graph(network: Network, description: Description) -> bytes:
-    """Turn a network into ONNX: `images` (N, size, size, 3) uint8 in; logits, embedding and feature map out.
+    """Turn a network into ONNX: `images` (N, size, size, 3) uint8 in; logits, embedding and class maps out.
 
     Args:
         network: On CPU, in evaluation mode.

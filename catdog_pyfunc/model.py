@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 import pandas as pd
 from mlflow.models import ModelSignature
 from mlflow.pyfunc.model import PythonModel, PythonModelContext
-from mlflow.types.schema import ColSpec, DataType, Object, Property, Schema, TensorSpec
+from mlflow.types.schema import ColSpec, DataType, Object, ParamSchema, ParamSpec, Property, Schema, TensorSpec
 
 from catdog_pyfunc import bundle as bundles
 from catdog_pyfunc.classifier import Classifier, Prediction
@@ -45,13 +46,15 @@ class CatDogModel(PythonModel):
         Args:
             context: Not used: `load_context` has opened everything.
             model_input: One picture a row, in the column `image`: its file's bytes, base64 or a data URI.
-            params: None are known.
+            params: `{"explain": True}` for a column `heatmap`.
 
         Returns:
-            A row a picture: label (str), confidence (float), probabilities (class name → float), error (str). In a row with
-            an error the others are null.
+            A row a picture: label (str), confidence (float), probabilities (class name → float), error (str),
+            in_domain (bool), domain_score (float) and, if asked for, heatmap (base64 of a PNG). In a row with an error the
+            others are null.
         """
-        return to_frame(self._classifier.predict(model_input[COLUMN].tolist()))
+        explain = bool((params or {}).get("explain", False))
+        return to_frame(self._classifier.predict(model_input[COLUMN].tolist(), explain=explain), explain=explain)
 
 
 def signature(classes: Sequence[str]) -> ModelSignature:
@@ -61,7 +64,7 @@ def signature(classes: Sequence[str]) -> ModelSignature:
         classes: Class names; each becomes a field of `probabilities`.
 
     Returns:
-        One binary column in; label, confidence, probabilities and error out.
+        One binary column in; the columns that `to_frame` makes out; `explain` as the parameter.
     """
     probabilities = Object([Property(name, DataType.double, required=False) for name in classes])
     outputs: list[ColSpec | TensorSpec] = [
@@ -69,14 +72,23 @@ def signature(classes: Sequence[str]) -> ModelSignature:
         ColSpec(DataType.double, "confidence", required=False),
         ColSpec(probabilities, "probabilities", required=False),
         ColSpec(DataType.string, "error", required=False),
+        ColSpec(DataType.boolean, "in_domain", required=False),
+        ColSpec(DataType.double, "domain_score", required=False),
+        ColSpec(DataType.string, "heatmap", required=False),
     ]
-    return ModelSignature(inputs=Schema([ColSpec(DataType.binary, COLUMN)]), outputs=Schema(outputs))
+    params = ParamSchema([ParamSpec("explain", DataType.boolean, False)])
+    return ModelSignature(Schema([ColSpec(DataType.binary, COLUMN)]), Schema(outputs), params)
 
 
-def to_frame(predictions: Sequence[Prediction]) -> pd.DataFrame:
+def to_frame(predictions: Sequence[Prediction], *, explain: bool = False) -> pd.DataFrame:
     """Lay predictions out as the model answers them; null stays null in JSON."""
-    rows = [(p.label, p.confidence, p.probabilities or None, p.error) for p in predictions]
-    return pd.DataFrame(rows, columns=["label", "confidence", "probabilities", "error"], dtype=object)
+    columns = ["label", "confidence", "probabilities", "error", "in_domain", "domain_score"]
+    rows = [(p.label, p.confidence, p.probabilities or None, p.error, p.in_domain, p.domain_score) for p in predictions]
+    frame = pd.DataFrame(rows, columns=columns, dtype=object)
+    if explain:
+        pictures = [base64.b64encode(p.heatmap).decode() if p.heatmap else None for p in predictions]
+        frame["heatmap"] = pd.Series(pictures, dtype=object)
+    return frame
 
 
 def _settings(given: Mapping[str, Any]) -> dict[str, Any]:

@@ -35,10 +35,14 @@ class Network(nn.Module):
         return self.outputs(batch)[0]
 
     def outputs(self, batch: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Classify and show how: (N, 3, H, W) float32 → logits (N, C), embedding (N, D), feature map (N, D, h, w)."""
+        """Classify and show how: (N, 3, H, W) float32 → logits (N, C), embedding (N, D), class maps (N, C, h, w).
+
+        A class map's mean, plus the head's bias, is the class's logit.
+        """
         feature_map = self.features(batch)  # (N, D, h, w)
         embedding = feature_map.mean((2, 3))  # (N, D)
-        return self.head(embedding), embedding, feature_map
+        class_maps = functional.conv2d(feature_map, self.head.weight[:, :, None, None])  # (N, C, h, w)
+        return self.head(embedding), embedding, class_maps
 
 
 class PixelNetwork(nn.Module):
@@ -54,10 +58,9 @@ class PixelNetwork(nn.Module):
         self.register_buffer("scale", 1 / (255 * torch.tensor(std)))
 
     def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Classify pictures: (N, H, W, 3) uint8 → logits (N, C), embedding (N, D), feature map (N, D, h, w)."""
+        """Classify pictures: (N, H, W, 3) uint8 → logits (N, C), embedding (N, D), class maps (N, C, h, w)."""
         batch = (images.to(torch.float32) - self.mean) * self.scale
-        logits, embedding, feature_map = self.network.outputs(batch.permute(0, 3, 1, 2))  # NHWC → NCHW
-        return logits, embedding, feature_map
+        return self.network.outputs(batch.permute(0, 3, 1, 2))  # NHWC → NCHW
 
 
 def build(backbone: str, n_classes: int) -> Network:

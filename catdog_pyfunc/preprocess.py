@@ -16,6 +16,7 @@ from catdog_pyfunc.errors import InvalidImage
 from catdog_pyfunc.images import FORMATS
 
 Pixels = npt.NDArray[np.uint8]
+Floats = npt.NDArray[np.float32]
 
 # What Pillow and its codecs raise on broken files, besides OSError.
 _DECODING_ERRORS = (

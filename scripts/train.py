@@ -26,7 +26,8 @@ def main(run_name: str, register: str, data: str, backbone: str, **options: obje
         from catdog_pyfunc.pipeline import tracking
 
         with tracking.run(run_name or f"{backbone} on {data.rstrip('/').rsplit('/', 1)[-1]}"):
-            from catdog_pyfunc.pipeline.training import Settings, train  # torch takes seconds: the run is there meanwhile
+            from catdog_pyfunc.pipeline.settings import Settings
+            from catdog_pyfunc.pipeline.training import train  # torch takes seconds: the run is there meanwhile
 
             name = "" if register.lower() == "none" else register
             result = train(Settings(data=data, backbone=backbone, register=name, **options))  # type: ignore[arg-type]

@@ -51,7 +51,7 @@ def write_card(
         f"| recall of {name} | {_percent(recall.value)} | {_percent(recall.low)} – {_percent(recall.high)} | {recall.n} |"
         for name, recall in evaluation.recalls.items()
     )
-    accuracy = evaluation.accuracy
+    accuracy, accepted = evaluation.accuracy, evaluation.accepted
     making = "\n".join(f"| {key} | {value} |" for key, value in params.items())
     problems = "\n".join(f"- {problem}" for problem in dataset.problems[:_MOST_PROBLEMS]) or "- nothing"
     return f"""# {" / ".join(dataset.classes)} classifier
@@ -78,12 +78,15 @@ Left out:
 | accuracy | {_percent(accuracy.value)} | {_percent(accuracy.low)} – {_percent(accuracy.high)} | {accuracy.n} |
 {recalls}
 | log-loss (nats) | {evaluation.log_loss:.4f} | | {accuracy.n} |
+| expected calibration error, 15 bins | {evaluation.calibration.error:.4f} | | {accuracy.n} |
+| accepted (`in_domain`) | {_percent(accepted.value)} | {_percent(accepted.low)} – {_percent(accepted.high)} | {accepted.n} |
 
 ## Limits
 
-- It knows {len(dataset.classes)} classes and always names one of them: a picture of anything else gets a label, too.
+- It knows {len(dataset.classes)} classes and always names one of them. `in_domain` is false where a picture is less like the
+  training data than 98 % of val was: then it is probably none of them.
 - The figures hold for pictures like those of the test side, and for no others.
-- The confidence is the softmax of the network; it has not been calibrated.
+- The confidence was calibrated on val, by a temperature of {description.temperature:.2f}.
 - A picture that can't be read gets a row with `error`; the others of the request stand.
 
 ## How to call it

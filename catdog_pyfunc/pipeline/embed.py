@@ -14,11 +14,11 @@ from pathlib import Path
 import numpy as np
 
 from catdog_pyfunc.classifier import available_cores
-from catdog_pyfunc.engine import Engine, Floats
+from catdog_pyfunc.engine import Engine
 from catdog_pyfunc.errors import InvalidImage
 from catdog_pyfunc.pipeline.data import Example
 from catdog_pyfunc.pipeline.progress import track
-from catdog_pyfunc.preprocess import Pixels, Preprocess, preprocess
+from catdog_pyfunc.preprocess import Floats, Pixels, Preprocess, preprocess
 
 _COMMIT_EVERY = 256
 

@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from catdog_pyfunc.classifier import Classifier, Prediction
 from catdog_pyfunc.errors import InvalidData
+from catdog_pyfunc.pipeline.calibrate import Reliability, reliability
 from catdog_pyfunc.pipeline.data import Example
 from catdog_pyfunc.pipeline.progress import track
 
@@ -49,6 +50,8 @@ class Evaluation:
         accuracy: Over all pictures; an unreadable one counts as wrong.
         recalls: Class name → share of its pictures that were found.
         log_loss: Mean negative log-probability of the truth, nats, over readable pictures.
+        calibration: How far confidence is from accuracy; readable pictures.
+        accepted: Share of readable pictures that are `in_domain`.
         confusion: (C, C) counts, truth down and answer across; readable pictures.
         classes: Class names, the order of `confusion`.
         mistakes: Worst first: by confidence.
@@ -57,6 +60,8 @@ class Evaluation:
     accuracy: Proportion
     recalls: dict[str, Proportion]
     log_loss: float
+    calibration: Reliability
+    accepted: Proportion
     confusion: npt.NDArray[np.int64]
     classes: tuple[str, ...]
     mistakes: tuple[Mistake, ...]
@@ -68,6 +73,8 @@ class Evaluation:
             f"{side}/accuracy_low": self.accuracy.low,
             f"{side}/accuracy_high": self.accuracy.high,
             f"{side}/log_loss": self.log_loss,
+            f"{side}/calibration_error": self.calibration.error,
+            f"{side}/accepted": self.accepted.value,
             **{f"{side}/recall_{_metric_name(name)}": recall.value for name, recall in self.recalls.items()},
         }
 
@@ -123,8 +130,21 @@ def evaluate(classifier: Classifier, examples: Sequence[Example], names: Sequenc
         if prediction.label != truth
     ]
     mistakes.sort(key=lambda mistake: -(mistake.prediction.confidence or 0.0))
-    loss = float(np.mean(losses)) if losses else math.nan
-    return Evaluation(wilson(sum(right), len(right)), recalls, loss, confusion, classes, tuple(mistakes))
+    return Evaluation(
+        accuracy=wilson(sum(right), len(right)),
+        recalls=recalls,
+        log_loss=float(np.mean(losses)) if losses else math.nan,
+        calibration=_calibration(predictions, right),
+        accepted=wilson(sum(p.in_domain is True for p in predictions), sum(p.error is None for p in predictions)),
+        confusion=confusion,
+        classes=classes,
+        mistakes=tuple(mistakes),
+    )
+
+
+def _calibration(predictions: Sequence[Prediction], right: Sequence[bool]) -> Reliability:
+    known = [(p.confidence, r) for p, r in zip(predictions, right, strict=True) if p.confidence is not None]
+    return reliability(np.array([confidence for confidence, _ in known]), np.array([r for _, r in known], dtype=bool))
 
 
 def _answer(classifier: Classifier, examples: Sequence[Example]) -> list[Prediction]:

@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from catdog_pyfunc.errors import InvalidImage
+from catdog_pyfunc.pipeline.calibrate import Reliability
 from catdog_pyfunc.pipeline.evaluation import Evaluation, Mistake
 from catdog_pyfunc.pipeline.head import Scores
 from catdog_pyfunc.preprocess import DEFAULT_LIMITS, decode
@@ -77,6 +78,21 @@ def confusion_matrix(evaluation: Evaluation) -> Figure:
                 colour = "white" if shares[row, column] > 0.5 else "black"
                 axes.text(column, row, f"{counts[row, column]}", ha="center", va="center", color=colour)
     figure.colorbar(image, ax=axes, label="share of the truth's pictures", shrink=0.8)
+    return figure
+
+
+def reliability_diagram(calibration: Reliability) -> Figure:
+    """Accuracy over confidence, in bins; on the diagonal, confidence is what it says."""
+    figure = Figure(figsize=(4.8, 4.6), layout="constrained")
+    axes = figure.subplots()
+    axes.plot([0, 1], [0, 1], color=_KEPT, ls=":", lw=1.2)
+    sizes = 20 + 280 * calibration.counts / max(int(calibration.counts.sum()), 1)
+    axes.scatter(calibration.confidence, calibration.accuracy, s=sizes, color=_TRAIN, alpha=0.8)
+    for x, y, count in zip(calibration.confidence, calibration.accuracy, calibration.counts, strict=True):
+        axes.annotate(f"{count}", (x, y), textcoords="offset points", xytext=(0, -16), ha="center", fontsize=7)
+    axes.set(xlabel="confidence", ylabel="accuracy", xlim=(0, 1.03), ylim=(0, 1.05))
+    axes.set_title(f"expected calibration error {calibration.error:.4f}")
+    axes.grid(alpha=0.25)
     return figure
 
 

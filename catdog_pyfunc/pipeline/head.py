@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from catdog_pyfunc.engine import Floats
+from catdog_pyfunc.preprocess import Floats
 
 WEIGHT_DECAYS = (1.0, 0.3, 0.1, 0.03, 0.01, 0.003, 0.001)
 _STEPS = 4  # of L-BFGS, for each weight decay; each begins where the last one ended

@@ -48,4 +48,5 @@ def log_evaluation(evaluation: Evaluation, side: str, model_id: str | None = Non
     """
     mlflow.log_metrics(evaluation.metrics(side), model_id=model_id)
     mlflow.log_figure(figures.confusion_matrix(evaluation), "plots/confusion_matrix.png")
+    mlflow.log_figure(figures.reliability_diagram(evaluation.calibration), "plots/reliability.png")
     mlflow.log_figure(figures.mistakes_gallery(evaluation.mistakes), "pictures/worst_mistakes.png")

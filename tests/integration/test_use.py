@@ -51,7 +51,7 @@ def elsewhere(tmp_path: Path, drawn: Path) -> Path:
 
 
 def assert_is_row(row: dict) -> None:
-    assert list(row) == ["label", "confidence", "probabilities", "error"]
+    assert list(row) == ["label", "confidence", "probabilities", "error", "in_domain", "domain_score"]
     assert row["error"] is None
     assert row["confidence"] == row["probabilities"][row["label"]] == max(row["probabilities"].values())
     assert sorted(row["probabilities"]) == ["cat", "dog"]

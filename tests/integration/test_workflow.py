@@ -49,7 +49,7 @@ def test_metrics_come_per_step_and_final(project: Project):
     run = training_run(project)
     metrics = run.data.metrics
     assert 0 <= metrics["test/accuracy_low"] <= metrics["test/accuracy"] <= metrics["test/accuracy_high"] <= 1
-    assert {"test/log_loss", "test/recall_cat", "test/recall_dog"} <= set(metrics)
+    assert {"test/log_loss", "test/calibration_error", "test/accepted", "test/recall_cat", "test/recall_dog"} <= set(metrics)
     history = project.client().get_metric_history(run.info.run_id, "head/val_loss")
     assert [metric.step for metric in history] == list(range(1, len(history) + 1))
     assert len(history) >= 4
@@ -65,9 +65,7 @@ def test_the_data_sets_are_inputs_with_digest_and_class_counts(project: Project)
 def test_plots_pictures_and_card_are_artifacts(project: Project):
     run = training_run(project)
     assert artifacts(project, run, "plots") == {
-        "plots/confusion_matrix.png",
-        "plots/curves_head.png",
-        "plots/regularisation.png",
+        f"plots/{name}.png" for name in ("confusion_matrix", "curves_head", "regularisation", "reliability")
     }
     assert artifacts(project, run, "pictures") == {"pictures/worst_mistakes.png"}
     assert "model_card.md" in artifacts(project, run)

@@ -20,21 +20,35 @@ else:
 
 REPOSITORY = Path(__file__).parent.parent.parent
 # A later room may import an earlier one.
-SERVING = ["errors", "images", "preprocess", "bundle", "network", "engine", "classifier", "model", "flavor"]
+SERVING = [
+    "errors",
+    "images",
+    "preprocess",
+    "rejection",
+    "explain",
+    "bundle",
+    "network",
+    "engine",
+    "classifier",
+    "model",
+    "flavor",
+]
 PIPELINE = [
     "progress",
     "cache",
     "data",
     "sample",
     "sources",
+    "aftermath",
+    "tracking",
+    "registry",
+    "settings",
     "backbone",
     "embed",
     "head",
     "finetune",
-    "evaluation",
-    "figures",
 ]
-PIPELINE += ["aftermath", "tracking", "measuring", "registry", "card", "training"]
+PIPELINE += ["calibrate", "evaluation", "figures", "learning", "measuring", "card", "training"]
 ORDER = [f"catdog_pyfunc.{name}" for name in SERVING] + [f"catdog_pyfunc.pipeline.{name}" for name in PIPELINE]
 
 

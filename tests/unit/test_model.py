@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import io
 import json
 import shutil
 from pathlib import Path
@@ -13,6 +14,7 @@ import pandas as pd
 import pytest
 import torch
 from mlflow.pyfunc.model import PythonModelContext
+from PIL import Image
 
 from catdog_pyfunc import bundle, flavor
 from catdog_pyfunc.bundle import Description
@@ -22,8 +24,10 @@ from catdog_pyfunc.errors import EnginesDisagree, InvalidBundle, InvalidSetting
 from catdog_pyfunc.model import CatDogModel
 from catdog_pyfunc.network import Network, build
 from catdog_pyfunc.preprocess import Preprocess, preprocess
+from catdog_pyfunc.rejection import Rejection
 
 SPEC = Preprocess(size=64, resize=72)
+REJECTION = Rejection(np.eye(4, 1280, dtype=np.float32), 0.1)
 DESCRIPTION = Description("mobilenet_v2", ("cat", "dog", "owl"), SPEC)
 
 
@@ -36,7 +40,7 @@ def network() -> Network:
 @pytest.fixture(scope="module")
 def saved(network: Network, pictures: list[bytes], tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("model") / "model"
-    flavor.save_model(path, network, DESCRIPTION, pictures=pictures[:16])
+    flavor.save_model(path, network, DESCRIPTION, REJECTION, pictures=pictures[:16])
     return path
 
 
@@ -50,6 +54,7 @@ def test_the_artifact_holds_the_serving_files_and_no_pipeline(saved: Path):
     assert sorted(path.name for path in (saved / "artifacts" / "bundle").iterdir()) == [
         "classifier.json",
         "model.onnx",
+        "reference.npy",
         "weights.safetensors",
     ]
     assert {path.parent.name for path in saved.glob("code/**/*.py")} == {"catdog_pyfunc"}
@@ -61,7 +66,7 @@ def test_the_artifact_holds_the_serving_files_and_no_pipeline(saved: Path):
 def test_rows_are_label_confidence_probabilities_error(saved: Path, pictures: list[bytes]):
     model = mlflow.pyfunc.load_model(str(saved))
     answers = model.predict(pd.DataFrame({"image": [pictures[0], b"%PDF-1.7 no picture", pictures[-1]]}))
-    assert list(answers.columns) == ["label", "confidence", "probabilities", "error"]
+    assert list(answers.columns) == ["label", "confidence", "probabilities", "error", "in_domain", "domain_score"]
     first, broken, last = answers.to_dict("records")
     for row in (first, last):
         assert row["error"] is None
@@ -87,7 +92,7 @@ def test_the_pytorch_flavor_gives_a_module_with_logits(saved: Path, pictures: li
 
 def test_the_onnx_flavor_gives_the_graph(saved: Path):
     graph = mlflow.onnx.load_model(str(saved)).graph
-    assert [value.name for value in graph.output] == ["logits", "embedding", "feature_map"]
+    assert [value.name for value in graph.output] == ["logits", "embedding", "class_maps"]
     assert graph.input[0].type.tensor_type.elem_type == 2  # uint8
 
 
@@ -108,6 +113,21 @@ def test_embedding_and_logits_belong_together(saved: Path, network: Network, pic
     assert np.allclose(outputs.embedding @ weight.T + bias, outputs.logits, atol=1e-4)
 
 
+def test_a_class_maps_mean_is_the_logit_less_the_bias(saved: Path, network: Network, pictures: list[bytes]):
+    pixels = np.stack([preprocess(picture, SPEC) for picture in pictures[:5]])
+    outputs = OnnxEngine(saved / "artifacts" / "bundle" / "model.onnx").run(pixels)
+    assert np.allclose(outputs.class_maps.mean((2, 3)) + network.head.bias.detach().numpy(), outputs.logits, atol=1e-4)
+
+
+def test_explain_adds_a_picture_of_where_the_label_is_seen(saved: Path, pictures: list[bytes]):
+    model = mlflow.pyfunc.load_model(str(saved))
+    frame = model.predict(pd.DataFrame({"image": [pictures[0], b"broken"]}), params={"explain": True})
+    shown = Image.open(io.BytesIO(base64.b64decode(frame["heatmap"][0])))
+    assert (shown.format, shown.size) == ("PNG", (64, 64))
+    assert frame["heatmap"][1] is None
+    assert "heatmap" not in model.predict(pd.DataFrame({"image": pictures[:1]})).columns
+
+
 def test_saving_refuses_when_the_engines_disagree(
     network: Network, pictures: list[bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
@@ -115,18 +135,18 @@ def test_saving_refuses_when_the_engines_disagree(
     graph = flavor.export_graph(other, DESCRIPTION)
     monkeypatch.setattr(flavor, "export_graph", lambda *_: graph)
     with pytest.raises(EnginesDisagree, match="nothing was saved"):
-        flavor.save_model(tmp_path / "model", network, DESCRIPTION, pictures=pictures[:16])
+        flavor.save_model(tmp_path / "model", network, DESCRIPTION, REJECTION, pictures=pictures[:16])
     assert list(tmp_path.iterdir()) == []
 
 
 def test_saving_over_something_is_refused_and_harms_nothing(network: Network, pictures: list[bytes], tmp_path: Path):
     (tmp_path / "diary.txt").write_text("dear diary")
     with pytest.raises(FileExistsError, match="not empty"):
-        flavor.save_model(tmp_path, network, DESCRIPTION, pictures=pictures[:16])
+        flavor.save_model(tmp_path, network, DESCRIPTION, REJECTION, pictures=pictures[:16])
     assert (tmp_path / "diary.txt").read_text() == "dear diary"
 
 
-@pytest.mark.parametrize("name", ["weights.safetensors", "model.onnx"])
+@pytest.mark.parametrize("name", ["weights.safetensors", "model.onnx", "reference.npy"])
 def test_a_changed_byte_is_refused(name: str, stored: Path):
     content = bytearray((stored / name).read_bytes())
     content[len(content) // 2] ^= 1

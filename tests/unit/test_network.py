@@ -27,10 +27,10 @@ from catdog_pyfunc.network import build
 def test_backbones_of_every_family_are_cut_at_their_pooled_features(name: str):
     network = build(name, 3)
     with torch.inference_mode():
-        logits, embedding, feature_map = network.outputs(torch.randn(2, 3, 224, 224))
+        logits, embedding, class_maps = network.outputs(torch.randn(2, 3, 224, 224))
     assert logits.shape == (2, 3)
-    assert feature_map.ndim == 4
-    assert embedding.shape == feature_map.shape[:2]
+    assert embedding.ndim == 2
+    assert class_maps.shape[:2] == (2, 3)
     whole = models.get_model(name, weights=None).state_dict()
     assert {key: value.shape for key, value in network.features.state_dict().items()}.items() <= {
         key: value.shape for key, value in whole.items()

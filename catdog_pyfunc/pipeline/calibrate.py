@@ -1,0 +1,102 @@
+"""What makes an answer trustworthy: a temperature for the probabilities, and a reference that tells what is "neither"."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from catdog_pyfunc.classifier import softmax
+from catdog_pyfunc.preprocess import Floats
+from catdog_pyfunc.rejection import Rejection, likeness, normalised
+
+ACCEPTED_OF_VAL = 0.98
+MOST_REFERENCES = 2_000  # embeddings kept for comparison: 5 MB of float16 at 1,280 numbers each
+_LOWEST, _HIGHEST = 0.05, 20.0  # temperatures that are looked at
+
+
+def fit_temperature(logits: Floats, labels: list[int]) -> float:
+    """Find the temperature that makes val's probabilities most truthful.
+
+    One number that divides all logits, by least negative log-likelihood (Guo et al., "On Calibration of Modern Neural
+    Networks", ICML 2017). It changes no label.
+
+    Args:
+        logits: (N, C) of pictures that the network did not learn from.
+        labels: Class indices, N of them.
+
+    Returns:
+        The temperature.
+    """
+
+    def loss(log_temperature: float) -> float:
+        probabilities = softmax(logits / np.exp(log_temperature))
+        truth = probabilities[np.arange(len(labels)), labels]
+        return float(-np.log(np.maximum(truth, 1e-300)).mean())
+
+    # The loss has a single minimum in 1/T (it is convex there): golden-section search finds it.
+    golden = (np.sqrt(5) - 1) / 2
+    low, high = np.log(_LOWEST), np.log(_HIGHEST)
+    for _ in range(60):
+        left, right = high - golden * (high - low), low + golden * (high - low)
+        if loss(left) < loss(right):
+            high = right
+        else:
+            low = left
+    return float(np.exp((low + high) / 2))
+
+
+def fit_rejection(train: Floats, val: Floats, seed: int) -> Rejection:
+    """Keep what embeddings of known pictures look like, and how near to them val comes.
+
+    Args:
+        train: Embeddings (N, D); at most 2,000 of them, drawn by seed, are kept.
+        val: Embeddings (M, D) of other pictures of the same kind.
+        seed: Of the drawing.
+
+    Returns:
+        The reference, with the threshold that accepts 98 % of val.
+    """
+    if len(train) > MOST_REFERENCES:
+        train = train[np.sort(np.random.default_rng(seed).choice(len(train), MOST_REFERENCES, replace=False))]
+    reference = normalised(train).astype(np.float16).astype(np.float32)  # as it will be read back
+    threshold = float(np.quantile(likeness(val, reference), 1 - ACCEPTED_OF_VAL))
+    return Rejection(reference, threshold)
+
+
+@dataclass(frozen=True)
+class Reliability:
+    """How far confidence is from accuracy, in bins of confidence.
+
+    Attributes:
+        confidence: Mean confidence of each bin that holds something.
+        accuracy: Share of right answers in it.
+        counts: How many answers it holds.
+        error: Expected calibration error: the mean distance of the two, weighted by the counts (Naeini et al., AAAI 2015).
+    """
+
+    confidence: npt.NDArray[np.float64]
+    accuracy: npt.NDArray[np.float64]
+    counts: npt.NDArray[np.int64]
+    error: float
+
+
+def reliability(confidences: npt.NDArray[np.float64], right: npt.NDArray[np.bool_], bins: int = 15) -> Reliability:
+    """Compare confidence and accuracy in bins of equal width.
+
+    Args:
+        confidences: (N,), 0..1.
+        right: (N,), whether the answer was right.
+        bins: How many.
+
+    Returns:
+        The comparison.
+    """
+    place = np.minimum((confidences * bins).astype(np.int64), bins - 1)
+    counts = np.bincount(place, minlength=bins)
+    held = counts > 0
+    confidence = np.bincount(place, confidences, bins)[held] / counts[held]
+    accuracy = np.bincount(place, right.astype(np.float64), bins)[held] / counts[held]
+    error = float((np.abs(confidence - accuracy) * counts[held]).sum() / max(counts.sum(), 1))
+    return Reliability(confidence, accuracy, counts[held], error)

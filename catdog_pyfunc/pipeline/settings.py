@@ -1,0 +1,49 @@
+"""What a training is called with."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from catdog_pyfunc.errors import InvalidSetting
+from catdog_pyfunc.pipeline import registry, sources
+
+AUTO = "auto"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the training is called with; every one makes the result.
+
+    Attributes:
+        data: A folder, "sample" or "oxford-iiit-pet".
+        weights: "imagenet", a path, "none", or "auto": imagenet for photos, none for the sample.
+        backbone: In `torchvision.models`.
+        image_size: Side of the square that the network sees, pixels; 0 for the backbone's own (96 for the sample).
+        flips: Whether the head also learns from mirrored pictures.
+        finetune_epochs: How long the whole network is trained; -1 for 0 with pretrained weights and 8 without.
+        learning_rate: Of fine-tuning; 0 for 3e-4 with pretrained weights and 3e-3 without.
+        batch_size: Of fine-tuning.
+        seed: Of all that is random.
+        resume: Go on with the fine-tuning that was interrupted.
+        register: The registered model that gets the new version; "" for none.
+    """
+
+    data: str = sources.SAMPLE
+    weights: str = AUTO
+    backbone: str = "mobilenet_v2"
+    image_size: int = 0
+    flips: bool = False
+    finetune_epochs: int = -1
+    learning_rate: float = 0.0
+    batch_size: int = 16
+    seed: int = 0
+    resume: bool = False
+    register: str = registry.NAME
+
+    def __post_init__(self) -> None:
+        least = {"image_size": 0, "finetune_epochs": -1, "learning_rate": 0.0, "batch_size": 2, "seed": 0}
+        for name, limit in least.items():
+            if getattr(self, name) < limit:
+                raise InvalidSetting(f"{name} is {getattr(self, name)}; give at least {limit}")
+        if 0 < self.image_size < 32:
+            raise InvalidSetting(f"image_size is {self.image_size}; give 0 (the backbone's own) or at least 32")
