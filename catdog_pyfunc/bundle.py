@@ -15,8 +15,7 @@ from typing import Any
 import numpy as np
 
 from catdog_pyfunc.errors import InvalidBundle
-from catdog_pyfunc.preprocess import Preprocess
-from catdog_pyfunc.rejection import Rejection
+from catdog_pyfunc.preprocess import Floats, Preprocess
 
 FORMAT = 1
 WEIGHTS, GRAPH, REFERENCE, DESCRIPTION = "weights.safetensors", "model.onnx", "reference.npy", "classifier.json"
@@ -31,6 +30,7 @@ class Description:
         classes: Class names, in the order of the logits.
         preprocess: How a picture is brought to the network.
         temperature: Logits are divided by it before softmax.
+        threshold: A picture of less likeness to the reference than this is probably none of the classes.
         provenance: Where the classifier came from: data digest, weights, seed, versions.
     """
 
@@ -38,6 +38,7 @@ class Description:
     classes: tuple[str, ...]
     preprocess: Preprocess
     temperature: float = 1.0
+    threshold: float = -1.0
     provenance: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -48,23 +49,23 @@ class Bundle:
     Attributes:
         path: The folder.
         description: What classifier.json says.
-        rejection: What is none of the classes.
+        reference: (M, D), embeddings of training pictures, each of length 1, of float16 precision.
         digest: SHA-256 (hex) of classifier.json, which holds the digests of the other files: one name for the whole.
     """
 
     path: Path
     description: Description
-    rejection: Rejection
+    reference: Floats
     digest: str
 
 
-def write(path: Path, description: Description, rejection: Rejection, *, weights: bytes, graph: bytes) -> Bundle:
+def write(path: Path, description: Description, reference: Floats, *, weights: bytes, graph: bytes) -> Bundle:
     """Store a classifier, whole or not at all.
 
     Args:
         path: The folder to make; must not exist.
         description: All that isn't a weight.
-        rejection: What is none of the classes.
+        reference: (M, D), embeddings of training pictures, each of length 1.
         weights: A safetensors file's content.
         graph: An ONNX file's content.
 
@@ -76,16 +77,16 @@ def write(path: Path, description: Description, rejection: Rejection, *, weights
     """
     if path.exists():
         raise FileExistsError(f"{path} is there already: give a folder that doesn't exist")
-    reference = io.BytesIO()
-    np.save(reference, rejection.reference.astype(np.float16), allow_pickle=False)
-    files = {WEIGHTS: weights, GRAPH: graph, REFERENCE: reference.getvalue()}
+    array = io.BytesIO()
+    np.save(array, reference.astype(np.float16), allow_pickle=False)
+    files = {WEIGHTS: weights, GRAPH: graph, REFERENCE: array.getvalue()}
     content = {
         "format": FORMAT,
         "backbone": description.backbone,
         "classes": list(description.classes),
         "preprocess": description.preprocess.to_dict(),
         "temperature": description.temperature,
-        "threshold": rejection.threshold,
+        "threshold": description.threshold,
         "provenance": dict(description.provenance),
         "files": {name: {"sha256": _sha256(data), "bytes": len(data)} for name, data in files.items()},
     }
@@ -100,7 +101,7 @@ def write(path: Path, description: Description, rejection: Rejection, *, weights
     except BaseException:
         shutil.rmtree(scratch, ignore_errors=True)
         raise
-    return Bundle(path, description, rejection, _sha256(files[DESCRIPTION]))
+    return Bundle(path, description, reference, _sha256(files[DESCRIPTION]))
 
 
 def read(path: Path) -> Bundle:
@@ -128,9 +129,9 @@ def read(path: Path) -> Bundle:
             classes=tuple(str(name) for name in content["classes"]),
             preprocess=Preprocess.from_dict(content["preprocess"]),
             temperature=float(content["temperature"]),
+            threshold=float(content["threshold"]),
             provenance=content["provenance"],
         )
-        threshold = float(content["threshold"])
         digests = {name: str(entry["sha256"]) for name, entry in content["files"].items()}
     except (ValueError, KeyError, TypeError, AttributeError) as wrong:
         if isinstance(wrong, InvalidBundle):
@@ -139,8 +140,8 @@ def read(path: Path) -> Bundle:
     for name in (WEIGHTS, GRAPH, REFERENCE):
         if _sha256(_file(path, name)) != digests.get(name):
             raise InvalidBundle(f"{path / name} is not the file that was saved (SHA-256 differs): get the model again")
-    rejection = Rejection(np.load(path / REFERENCE, allow_pickle=False).astype(np.float32), threshold)
-    return Bundle(path, description, rejection, _sha256(raw))
+    reference = np.load(path / REFERENCE, allow_pickle=False).astype(np.float32)
+    return Bundle(path, description, reference, _sha256(raw))
 
 
 def _file(path: Path, name: str) -> bytes:

@@ -87,9 +87,9 @@ class Classifier:
         return iter([Prediction(error=errors[row]) if row in errors else next(answers) for row in rows])
 
     def _name(self, pixels: Pixels, explain: bool) -> list[Prediction]:
-        description, rejection = self.bundle.description, self.bundle.rejection
+        description = self.bundle.description
         outputs = self.engine.run(pixels)
-        scores = rejection.score(outputs.embedding).tolist()
+        scores = outputs.likeness.tolist()
         predictions = []
         for row, shares in enumerate(softmax(outputs.logits / description.temperature)):
             best = int(shares.argmax())
@@ -99,7 +99,7 @@ class Classifier:
                     label=description.classes[best],
                     confidence=float(shares[best]),
                     probabilities=probabilities,
-                    in_domain=scores[row] >= rejection.threshold,
+                    in_domain=scores[row] >= description.threshold,
                     domain_score=scores[row],
                     heatmap=heatmap(pixels[row], outputs.class_maps[row], best) if explain else None,
                 )

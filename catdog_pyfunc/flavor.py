@@ -24,8 +24,7 @@ from catdog_pyfunc.classifier import Classifier
 from catdog_pyfunc.engine import OUTPUTS, OnnxEngine
 from catdog_pyfunc.errors import EnginesDisagree, InvalidBundle, RegistryError
 from catdog_pyfunc.model import ARTIFACT, COLUMN, SETTINGS, signature
-from catdog_pyfunc.preprocess import preprocess
-from catdog_pyfunc.rejection import Rejection
+from catdog_pyfunc.preprocess import Floats, preprocess
 
 if TYPE_CHECKING:
     from catdog_pyfunc.network import Network
@@ -40,7 +39,7 @@ def save_model(
     path: str | Path,
     network: Network,
     description: Description,
-    rejection: Rejection,
+    reference: Floats,
     *,
     pictures: Sequence[bytes],
     mlflow_model: Model | None = None,
@@ -51,7 +50,7 @@ def save_model(
         path: The folder to make.
         network: The trained network; it is left on CPU, in evaluation mode.
         description: Classes, preprocessing and where it all came from.
-        rejection: What is none of the classes.
+        reference: (M, D), embeddings of training pictures, each of length 1; what is like none: neither.
         pictures: Files of the training data on which the two engines must agree; 16 or more, if there are so many. The
             first is kept as the input example.
         mlflow_model: MLflow's own description, when `log_model` calls.
@@ -65,7 +64,7 @@ def save_model(
         raise FileExistsError(f"{path} is there already and not empty: give a folder that doesn't exist")
     network = network.cpu().eval()
     with tempfile.TemporaryDirectory(prefix="catdog-") as scratch:
-        bundle = _write_bundle(Path(scratch) / ARTIFACT, network, description, rejection, pictures)
+        bundle = _write_bundle(Path(scratch) / ARTIFACT, network, description, reference, pictures)
         try:
             _save_flavors(path, Path(scratch), network, bundle, pictures[0], mlflow_model or Model())
         except BaseException:
@@ -76,7 +75,7 @@ def save_model(
 def log_model(
     network: Network,
     description: Description,
-    rejection: Rejection,
+    reference: Floats,
     *,
     pictures: Sequence[bytes],
     name: str = "model",
@@ -87,7 +86,7 @@ def log_model(
     Args:
         network: As for `save_model`.
         description: Likewise.
-        rejection: Likewise.
+        reference: Likewise.
         pictures: Likewise.
         name: The model's name in the run: `runs:/<RUN_ID>/<name>`.
         **logging: What `mlflow.models.Model.log` takes besides: `registered_model_name`, `tags`, `params`, …
@@ -101,7 +100,7 @@ def log_model(
         flavor=sys.modules[__name__],
         network=network,
         description=description,
-        rejection=rejection,
+        reference=reference,
         pictures=pictures,
         **logging,
     )
@@ -135,22 +134,23 @@ def load_model(model_uri: str, **settings: Any) -> Classifier:
 
 
 def _write_bundle(
-    path: Path, network: Network, description: Description, rejection: Rejection, pictures: Sequence[bytes]
+    path: Path, network: Network, description: Description, reference: Floats, pictures: Sequence[bytes]
 ) -> Bundle:
     from safetensors.torch import save
 
-    graph = export_graph(network, description)
-    _check_agreement(network, graph, description, pictures)
+    graph = export_graph(network, description, reference)
+    _check_agreement(network, graph, description, reference, pictures)
     weights = save({name: tensor.contiguous() for name, tensor in network.state_dict().items()})
-    return bundles.write(path, description, rejection, weights=weights, graph=graph)
+    return bundles.write(path, description, reference, weights=weights, graph=graph)
 
 
-def export_graph(network: Network, description: Description) -> bytes:
-    """Turn a network into ONNX: `images` (N, size, size, 3) uint8 in; logits, embedding and class maps out.
+def export_graph(network: Network, description: Description, reference: Floats) -> bytes:
+    """Turn a network into ONNX: `images` (N, size, size, 3) uint8 in; logits, embedding, class maps, likeness out.
 
     Args:
         network: On CPU, in evaluation mode.
         description: Its preprocessing goes into the graph.
+        reference: (M, D), so does this.
 
     Returns:
         An ONNX file's content; N is free.
@@ -166,7 +166,7 @@ def export_graph(network: Network, description: Description) -> bytes:
         # dynamo=False: the same graph in 0.7 s instead of 6.5, without onnxscript; PyTorch calls it legacy, and says so.
         warnings.simplefilter("ignore")
         torch.onnx.export(
-            PixelNetwork(network, spec.mean, spec.std).eval(),
+            PixelNetwork(network, spec.mean, spec.std, torch.from_numpy(reference)).eval(),
             (example,),
             content,  # type: ignore[arg-type]  # a file object is taken, though only paths are declared
             dynamo=False,
@@ -178,7 +178,9 @@ def export_graph(network: Network, description: Description) -> bytes:
     return content.getvalue()
 
 
-def _check_agreement(network: Network, graph: bytes, description: Description, pictures: Sequence[bytes]) -> None:
+def _check_agreement(
+    network: Network, graph: bytes, description: Description, reference: Floats, pictures: Sequence[bytes]
+) -> None:
     import torch
 
     from catdog_pyfunc.network import PixelNetwork
@@ -186,7 +188,8 @@ def _check_agreement(network: Network, graph: bytes, description: Description, p
     spec = description.preprocess
     images = np.stack([preprocess(picture, spec) for picture in pictures])
     with torch.inference_mode():
-        expected = PixelNetwork(network, spec.mean, spec.std).eval()(torch.from_numpy(images))[0].numpy()
+        engine = PixelNetwork(network, spec.mean, spec.std, torch.from_numpy(reference)).eval()
+        expected = engine(torch.from_numpy(images))[0].numpy()
     found = OnnxEngine(graph).run(images).logits
     apart = np.abs(expected - found)
     if not (apart <= TOLERANCE).all():  # so that NaN fails, too

@@ -50,17 +50,26 @@ class PixelNetwork(nn.Module):
 
     mean: torch.Tensor
     scale: torch.Tensor
+    reference: torch.Tensor
 
-    def __init__(self, network: Network, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+    def __init__(self, network: Network, mean: tuple[float, ...], std: tuple[float, ...], reference: torch.Tensor) -> None:
         super().__init__()
         self.network = network
         self.register_buffer("mean", 255 * torch.tensor(mean))
         self.register_buffer("scale", 1 / (255 * torch.tensor(std)))
+        self.register_buffer("reference", reference.half())  # (M, D), half the size in the file
 
-    def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Classify pictures: (N, H, W, 3) uint8 → logits (N, C), embedding (N, D), class maps (N, C, h, w)."""
+    def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Classify pictures: (N, H, W, 3) uint8 → logits (N, C), embedding (N, D), class maps (N, C, h, w), likeness (N,).
+
+        Likeness is the cosine to the nearest reference embedding: the k-nearest-neighbour distance on normalised features
+        (Sun et al., "Out-of-Distribution Detection with Deep Nearest Neighbors", ICML 2022) with k = 1.
+        """
         batch = (images.to(torch.float32) - self.mean) * self.scale
-        return self.network.outputs(batch.permute(0, 3, 1, 2))  # NHWC → NCHW
+        logits, embedding, class_maps = self.network.outputs(batch.permute(0, 3, 1, 2))  # NHWC → NCHW
+        length = embedding.square().sum(1, keepdim=True).sqrt().clamp_min(1e-12)
+        likeness = ((embedding / length) @ self.reference.float().T).amax(1)
+        return logits, embedding, class_maps, likeness
 
 
 def build(backbone: str, n_classes: int) -> Network:

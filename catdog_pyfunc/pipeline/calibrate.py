@@ -9,7 +9,6 @@ import numpy.typing as npt
 
 from catdog_pyfunc.classifier import softmax
 from catdog_pyfunc.preprocess import Floats
-from catdog_pyfunc.rejection import Rejection, likeness, normalised
 
 ACCEPTED_OF_VAL = 0.98
 MOST_REFERENCES = 2_000  # embeddings kept for comparison: 5 MB of float16 at 1,280 numbers each
@@ -47,7 +46,7 @@ def fit_temperature(logits: Floats, labels: list[int]) -> float:
     return float(np.exp((low + high) / 2))
 
 
-def fit_rejection(train: Floats, val: Floats, seed: int) -> Rejection:
+def fit_rejection(train: Floats, val: Floats, seed: int) -> tuple[Floats, float]:
     """Keep what embeddings of known pictures look like, and how near to them val comes.
 
     Args:
@@ -56,13 +55,17 @@ def fit_rejection(train: Floats, val: Floats, seed: int) -> Rejection:
         seed: Of the drawing.
 
     Returns:
-        The reference, with the threshold that accepts 98 % of val.
+        The reference (K, D), each of length 1, and the least likeness to it that is accepted: that of 98 % of val.
     """
     if len(train) > MOST_REFERENCES:
         train = train[np.sort(np.random.default_rng(seed).choice(len(train), MOST_REFERENCES, replace=False))]
-    reference = normalised(train).astype(np.float16).astype(np.float32)  # as it will be read back
-    threshold = float(np.quantile(likeness(val, reference), 1 - ACCEPTED_OF_VAL))
-    return Rejection(reference, threshold)
+    reference = _normalised(train).astype(np.float16).astype(np.float32)  # as it will be read back
+    likeness = (_normalised(val) @ reference.T).max(axis=1)  # as `PixelNetwork` computes it
+    return reference, float(np.quantile(likeness, 1 - ACCEPTED_OF_VAL))
+
+
+def _normalised(embedding: Floats) -> Floats:
+    return np.asarray(embedding / np.maximum(np.linalg.norm(embedding, axis=1, keepdims=True), 1e-12))
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,6 @@ from catdog_pyfunc.pipeline.head import Head, Scores, fit_head
 from catdog_pyfunc.pipeline.progress import say
 from catdog_pyfunc.pipeline.settings import Settings
 from catdog_pyfunc.preprocess import Floats
-from catdog_pyfunc.rejection import Rejection
 
 _SCRATCH_EPOCHS = 8
 _SCRATCH_RATE, _PRETRAINED_RATE = 3e-3, 3e-4
@@ -37,12 +36,14 @@ class Learned:
     Attributes:
         dataset: The data, less what is broken.
         temperature: Divides the logits.
-        rejection: What is none of the classes.
+        reference: (M, D), what embeddings of training pictures are like.
+        threshold: The least likeness to it that is accepted.
     """
 
     dataset: Dataset
     temperature: float
-    rejection: Rejection
+    reference: Floats
+    threshold: float
 
 
 def learn(settings: Settings, dataset: Dataset, backbone: Backbone) -> Learned:
@@ -70,16 +71,18 @@ def learn(settings: Settings, dataset: Dataset, backbone: Backbone) -> Learned:
     head = backbone.network.head
     weight, bias = head.weight.detach().numpy(), head.bias.detach().numpy()
     temperature = fit_temperature(known["val"] @ weight.T + bias, [example.label for example in dataset.sides["val"]])
-    rejection = fit_rejection(known["train"], known["val"], settings.seed)
-    mlflow.log_params({"calibration.temperature": f"{temperature:.4f}", "rejection.threshold": f"{rejection.threshold:.4f}"})
-    return Learned(dataset, temperature, rejection)
+    reference, threshold = fit_rejection(known["train"], known["val"], settings.seed)
+    mlflow.log_params({"calibration.temperature": f"{temperature:.4f}", "rejection.threshold": f"{threshold:.4f}"})
+    return Learned(dataset, temperature, reference, threshold)
 
 
 def _embedded(dataset: Dataset, backbone: Backbone, side: str, cache: Path, flip: bool = False) -> Embeddings:
     @functools.cache
     def engine() -> OnnxEngine:  # made only if a picture isn't in the cache
         description = Description(backbone.name, dataset.classes, backbone.preprocess)
-        return OnnxEngine(flavor.export_graph(backbone.network, description))
+        return OnnxEngine(
+            flavor.export_graph(backbone.network, description, np.zeros((1, backbone.network.head.in_features), np.float32))
+        )
 
     # What computes an embedding is part of its name: another ONNX Runtime may round otherwise.
     name = f"{backbone.digest}/onnxruntime-{onnxruntime.__version__}"

@@ -20,7 +20,7 @@ from catdog_pyfunc.pipeline.measuring import log_evaluation
 from catdog_pyfunc.pipeline.progress import say
 from catdog_pyfunc.pipeline.settings import AUTO, Settings
 
-_AGREEMENT_PICTURES = 32  # on which the two engines must agree before anything is saved
+_AGREEMENT_PICTURES = 16  # on which the two engines must agree before anything is saved
 _SAMPLE_SIZE = 96  # drawn pictures show all they have at this size, and train five times as fast as at 224
 _SCRATCH_EPOCHS = 8
 _SCRATCH_RATE, _PRETRAINED_RATE = 3e-3, 3e-4
@@ -72,7 +72,7 @@ def train(settings: Settings) -> Result:
     say("saving the model")
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Failed to infer|Add type hints", module="mlflow")
-        info = flavor.log_model(backbone.network, description, learned.rejection, pictures=_pictures(dataset), name="model")
+        info = flavor.log_model(backbone.network, description, learned.reference, pictures=_pictures(dataset), name="model")
     classifier = flavor.load_model(info.model_uri)
     evaluation = evaluate(classifier, dataset.sides["test"], dataset.classes)
     log_evaluation(evaluation, "test", info.model_id)
@@ -114,7 +114,7 @@ def _describe(settings: Settings, learned: Learned, backbone: Backbone, run_id: 
         "seed": settings.seed,
     }
     classes, spec = learned.dataset.classes, backbone.preprocess
-    return Description(backbone.name, classes, spec, learned.temperature, provenance)
+    return Description(backbone.name, classes, spec, learned.temperature, learned.threshold, provenance)
 
 
 def _pictures(dataset: Dataset) -> list[bytes]:

@@ -24,7 +24,6 @@ SERVING = [
     "errors",
     "images",
     "preprocess",
-    "rejection",
     "explain",
     "bundle",
     "network",

@@ -24,10 +24,9 @@ from catdog_pyfunc.errors import EnginesDisagree, InvalidBundle, InvalidSetting
 from catdog_pyfunc.model import CatDogModel
 from catdog_pyfunc.network import Network, build
 from catdog_pyfunc.preprocess import Preprocess, preprocess
-from catdog_pyfunc.rejection import Rejection
 
 SPEC = Preprocess(size=64, resize=72)
-REJECTION = Rejection(np.eye(4, 1280, dtype=np.float32), 0.1)
+REFERENCE = np.eye(4, 1280, dtype=np.float32)
 DESCRIPTION = Description("mobilenet_v2", ("cat", "dog", "owl"), SPEC)
 
 
@@ -40,7 +39,7 @@ def network() -> Network:
 @pytest.fixture(scope="module")
 def saved(network: Network, pictures: list[bytes], tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("model") / "model"
-    flavor.save_model(path, network, DESCRIPTION, REJECTION, pictures=pictures[:16])
+    flavor.save_model(path, network, DESCRIPTION, REFERENCE, pictures=pictures[:16])
     return path
 
 
@@ -92,7 +91,7 @@ def test_the_pytorch_flavor_gives_a_module_with_logits(saved: Path, pictures: li
 
 def test_the_onnx_flavor_gives_the_graph(saved: Path):
     graph = mlflow.onnx.load_model(str(saved)).graph
-    assert [value.name for value in graph.output] == ["logits", "embedding", "class_maps"]
+    assert [value.name for value in graph.output] == ["logits", "embedding", "class_maps", "likeness"]
     assert graph.input[0].type.tensor_type.elem_type == 2  # uint8
 
 
@@ -111,6 +110,13 @@ def test_embedding_and_logits_belong_together(saved: Path, network: Network, pic
     assert outputs.embedding.shape == (5, 1280)
     weight, bias = (tensor.detach().numpy() for tensor in (network.head.weight, network.head.bias))
     assert np.allclose(outputs.embedding @ weight.T + bias, outputs.logits, atol=1e-4)
+
+
+def test_likeness_is_the_cosine_to_the_nearest_reference(saved: Path, pictures: list[bytes]):
+    pixels = np.stack([preprocess(picture, SPEC) for picture in pictures[:5]])
+    outputs = OnnxEngine(saved / "artifacts" / "bundle" / "model.onnx").run(pixels)
+    unit = outputs.embedding / np.linalg.norm(outputs.embedding, axis=1, keepdims=True)
+    assert np.allclose((unit @ REFERENCE.T).max(1), outputs.likeness, atol=1e-5)
 
 
 def test_a_class_maps_mean_is_the_logit_less_the_bias(saved: Path, network: Network, pictures: list[bytes]):
@@ -132,17 +138,17 @@ def test_saving_refuses_when_the_engines_disagree(
     network: Network, pictures: list[bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     other = build("mobilenet_v2", 3)
-    graph = flavor.export_graph(other, DESCRIPTION)
+    graph = flavor.export_graph(other, DESCRIPTION, REFERENCE)
     monkeypatch.setattr(flavor, "export_graph", lambda *_: graph)
     with pytest.raises(EnginesDisagree, match="nothing was saved"):
-        flavor.save_model(tmp_path / "model", network, DESCRIPTION, REJECTION, pictures=pictures[:16])
+        flavor.save_model(tmp_path / "model", network, DESCRIPTION, REFERENCE, pictures=pictures[:16])
     assert list(tmp_path.iterdir()) == []
 
 
 def test_saving_over_something_is_refused_and_harms_nothing(network: Network, pictures: list[bytes], tmp_path: Path):
     (tmp_path / "diary.txt").write_text("dear diary")
     with pytest.raises(FileExistsError, match="not empty"):
-        flavor.save_model(tmp_path, network, DESCRIPTION, REJECTION, pictures=pictures[:16])
+        flavor.save_model(tmp_path, network, DESCRIPTION, REFERENCE, pictures=pictures[:16])
     assert (tmp_path / "diary.txt").read_text() == "dear diary"
 
 
