@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import NamedTuple, Protocol
 
 from catdog_pyfunc.bundle import GRAPH, WEIGHTS, Bundle
-from catdog_pyfunc.errors import InvalidSetting, MissingDependency
+from catdog_pyfunc.errors import InvalidBundle, InvalidSetting, MissingDependency
 from catdog_pyfunc.preprocess import Floats, Pixels
 
 ENGINES = ("auto", "onnx", "torch")
@@ -59,6 +59,7 @@ class OnnxEngine:
         options.log_severity_level = 3
         source = graph if isinstance(graph, bytes) else os.fspath(graph)
         self._session = onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+        self.n_classes = int(self._session.get_outputs()[0].shape[1])
 
     def run(self, images: Pixels) -> Outputs:
         """Classify pictures: (N, size, size, 3) uint8, as `preprocess` makes them."""
@@ -108,13 +109,19 @@ def open_engine(bundle: Bundle, name: str = "auto") -> Engine:
 
     Raises:
         InvalidSetting: No such engine.
+        InvalidBundle: The network has another number of classes than the description.
         MissingDependency: PyTorch was asked for and isn't installed.
     """
     if name not in ENGINES:
         raise InvalidSetting(f"engine {name!r} is not known: give one of {', '.join(ENGINES)}")
     if name == "torch" or (name == "auto" and _cuda_is_there()):
         return TorchEngine(bundle)
-    return OnnxEngine(bundle.path / GRAPH)
+    engine, classes = OnnxEngine(bundle.path / GRAPH), bundle.description.classes
+    if engine.n_classes != len(classes):
+        raise InvalidBundle(
+            f"{bundle.path} names {len(classes)} classes, but its network tells {engine.n_classes} apart: get the model again"
+        )
+    return engine
 
 
 def _cuda_is_there() -> bool:

@@ -64,7 +64,7 @@ def signature(classes: Sequence[str]) -> ModelSignature:
         classes: Class names; each becomes a field of `probabilities`.
 
     Returns:
-        One binary column in; the columns that `to_frame` makes out; `explain` as the parameter.
+        One column `image` in; the columns that `to_frame` makes out; `explain` as the parameter.
     """
     probabilities = Object([Property(name, DataType.double, required=False) for name in classes])
     outputs: list[ColSpec | TensorSpec] = [
@@ -76,8 +76,10 @@ def signature(classes: Sequence[str]) -> ModelSignature:
         ColSpec(DataType.double, "domain_score", required=False),
         ColSpec(DataType.string, "heatmap", required=False),
     ]
+    # Not `binary`: MLflow would decode its base64 itself, under `dataframe_*` only and by dropping what it doesn't know, so that
+    # url-safe text or a data URI became another file. A `string` column hands every cell over as it came, raw bytes too.
     params = ParamSchema([ParamSpec("explain", DataType.boolean, False)])
-    return ModelSignature(Schema([ColSpec(DataType.binary, COLUMN)]), Schema(outputs), params)
+    return ModelSignature(Schema([ColSpec(DataType.string, COLUMN)]), Schema(outputs), params)
 
 
 def to_frame(predictions: Sequence[Prediction], *, explain: bool = False) -> pd.DataFrame:

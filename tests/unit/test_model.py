@@ -6,6 +6,7 @@ import base64
 import io
 import json
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import mlflow
@@ -174,6 +175,22 @@ def test_a_newer_format_is_refused(stored: Path):
     (stored / "classifier.json").write_text(json.dumps(description))
     with pytest.raises(InvalidBundle, match=r"format 99.*install a newer one"):
         bundle.read(stored)
+
+
+def test_another_number_of_classes_is_refused(stored: Path):
+    description = json.loads((stored / "classifier.json").read_text())
+    description["classes"].append("bat")
+    (stored / "classifier.json").write_text(json.dumps(description))
+    with pytest.raises(InvalidBundle, match="names 4 classes, but its network tells 3 apart"):
+        open_engine(bundle.read(stored))
+
+
+def test_32_threads_get_what_one_gets(saved: Path, pictures: list[bytes]):
+    classifier = flavor.load_model(str(saved))
+    alone = [classifier.predict([picture])[0] for picture in pictures]
+    with ThreadPoolExecutor(32) as pool:
+        together = list(pool.map(lambda picture: classifier.predict([picture])[0], pictures * 4))
+    assert together == alone * 4  # to the last bit
 
 
 def test_unknown_settings_are_refused_by_name(saved: Path):
