@@ -119,7 +119,7 @@ def open_engine(bundle: Bundle, name: str = "auto") -> Engine:
     engine, classes = OnnxEngine(bundle.path / GRAPH), bundle.description.classes
     if engine.n_classes != len(classes):
         raise InvalidBundle(
-            f"{bundle.path} names {len(classes)} classes, but its network tells {engine.n_classes} apart: get the model again"
+            f"{bundle.path} names {len(classes)} classes, its network tells {engine.n_classes} apart: get the model again"
         )
     return engine
 

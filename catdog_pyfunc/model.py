@@ -76,8 +76,8 @@ def signature(classes: Sequence[str]) -> ModelSignature:
         ColSpec(DataType.double, "domain_score", required=False),
         ColSpec(DataType.string, "heatmap", required=False),
     ]
-    # Not `binary`: MLflow would decode its base64 itself, under `dataframe_*` only and by dropping what it doesn't know, so that
-    # url-safe text or a data URI became another file. A `string` column hands every cell over as it came, raw bytes too.
+    # Not `binary`: MLflow would decode its base64 itself, under `dataframe_*` only and dropping what it doesn't know, so
+    # that url-safe text or a data URI became another file. A `string` column hands cells over as they came, bytes too.
     params = ParamSchema([ParamSpec("explain", DataType.boolean, False)])
     return ModelSignature(Schema([ColSpec(DataType.string, COLUMN)]), Schema(outputs), params)
 

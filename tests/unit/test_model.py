@@ -181,7 +181,7 @@ def test_another_number_of_classes_is_refused(stored: Path):
     description = json.loads((stored / "classifier.json").read_text())
     description["classes"].append("bat")
     (stored / "classifier.json").write_text(json.dumps(description))
-    with pytest.raises(InvalidBundle, match="names 4 classes, but its network tells 3 apart"):
+    with pytest.raises(InvalidBundle, match="names 4 classes, its network tells 3 apart"):
         open_engine(bundle.read(stored))
 
 
