@@ -7,11 +7,27 @@ from typing import Any
 
 from catdog_pyfunc.bundle import Description
 from catdog_pyfunc.pipeline.data import SIDES, Dataset
-from catdog_pyfunc.pipeline.evaluation import Evaluation
+from catdog_pyfunc.pipeline.evaluation import Evaluation, Proportion
 from catdog_pyfunc.pipeline.registry import NAME
 
 CARD = "model_card.md"
 _MOST_PROBLEMS = 20
+_USE = """## How to call it
+
+```python
+import mlflow, pandas
+
+model = mlflow.pyfunc.load_model("models:/NAME@production")
+model.predict(pandas.DataFrame({"image": [open("photo.jpg", "rb").read()]}))
+```
+
+Or `mlflow models serve -m models:/NAME@production -p 5001`, and then
+
+```sh
+(printf '{"dataframe_records":[{"image":"'; base64 < photo.jpg | tr -d '\\n'; printf '"}]}') |
+  curl -s -H 'Content-Type: application/json' --data-binary @- http://127.0.0.1:5001/invocations
+```
+"""
 
 
 def summary(evaluation: Evaluation, dataset: Dataset) -> str:
@@ -40,77 +56,56 @@ def write_card(
     Returns:
         Markdown.
     """
-    spec, name = description.preprocess, params["register"] or NAME
-    rows = "\n".join(
-        f"| {side} | {sum(dataset.counts(side).values())} | "
-        + ", ".join(f"{name} {count}" for name, count in dataset.counts(side).items())
-        + f" | `{dataset.digest(side)}` |"
-        for side in SIDES
-    )
-    recalls = "\n".join(
-        f"| recall of {name} | {_percent(recall.value)} | {_percent(recall.low)} – {_percent(recall.high)} | {recall.n} |"
-        for name, recall in evaluation.recalls.items()
-    )
-    accuracy, accepted = evaluation.accuracy, evaluation.accepted
-    making = "\n".join(f"| {key} | {value} |" for key, value in params.items())
-    problems = "\n".join(f"- {problem}" for problem in dataset.problems[:_MOST_PROBLEMS]) or "- nothing"
-    return f"""# {" / ".join(dataset.classes)} classifier
+    spec = description.preprocess
+    head = f"""# {" / ".join(dataset.classes)} classifier
 
 {description.backbone} ({params["weights"]} weights), {spec.size}x{spec.size} pixels, a linear head on pooled features.
 Run `{run_id}`, bundle `{bundle_digest}`.
-
-## Data
-
-`{dataset.source}`
-
-| side | pictures | classes | digest |
-|---|---|---|---|
-{rows}
-
-Left out:
-
-{problems}
-
-## Measured on the test side, through the logged artifact
-
-| | value | 95 % interval (Wilson) | n |
-|---|---|---|---|
-| accuracy | {_percent(accuracy.value)} | {_percent(accuracy.low)} – {_percent(accuracy.high)} | {accuracy.n} |
-{recalls}
-| log-loss (nats) | {evaluation.log_loss:.4f} | | {accuracy.n} |
-| expected calibration error, 15 bins | {evaluation.calibration.error:.4f} | | {accuracy.n} |
-| accepted (`in_domain`) | {_percent(accepted.value)} | {_percent(accepted.low)} – {_percent(accepted.high)} | {accepted.n} |
-
-## Limits
+"""
+    limits = f"""## Limits
 
 - It knows {len(dataset.classes)} classes and always names one of them. `in_domain` is false where a picture is less like the
   training data than 98 % of val was: then it is probably none of them.
 - The figures hold for pictures like those of the test side, and for no others.
 - The confidence was calibrated on val, by a temperature of {description.temperature:.2f}.
 - A picture that can't be read gets a row with `error`; the others of the request stand.
-
-## How to call it
-
-```python
-import mlflow, pandas
-
-model = mlflow.pyfunc.load_model("models:/{name}@production")
-model.predict(pandas.DataFrame({{"image": [open("photo.jpg", "rb").read()]}}))
-```
-
-Or `mlflow models serve -m models:/{name}@production -p 5001`, and then
-
-```sh
-(printf '{{"dataframe_records":[{{"image":"'; base64 < photo.jpg | tr -d '\\n'; printf '"}}]}}') |
-  curl -s -H 'Content-Type: application/json' --data-binary @- http://127.0.0.1:5001/invocations
-```
-
-## How it was made
-
-| parameter | value |
-|---|---|
-{making}
 """
+    making = _table(["parameter", "value"], [[key, str(value)] for key, value in params.items()])
+    use = _USE.replace("NAME", params["register"] or NAME)
+    return "\n".join([head, _data(dataset), _measured(evaluation), limits, use, f"## How it was made\n\n{making}"])
+
+
+def _data(dataset: Dataset) -> str:
+    rows = []
+    for side in SIDES:
+        counts = dataset.counts(side)
+        of_each = ", ".join(f"{name} {count}" for name, count in counts.items())
+        rows.append([side, str(sum(counts.values())), of_each, f"`{dataset.digest(side)}`"])
+    problems = "\n".join(f"- {problem}" for problem in dataset.problems[:_MOST_PROBLEMS]) or "- nothing"
+    table = _table(["side", "pictures", "classes", "digest"], rows)
+    return f"## Data\n\n`{dataset.source}`\n\n{table}\nLeft out:\n\n{problems}\n"
+
+
+def _measured(evaluation: Evaluation) -> str:
+    n = str(evaluation.accuracy.n)
+    rows = [
+        _shares("accuracy", evaluation.accuracy),
+        *(_shares(f"recall of {name}", recall) for name, recall in evaluation.recalls.items()),
+        _shares("accepted (`in_domain`)", evaluation.accepted),
+        ["log-loss (nats)", f"{evaluation.log_loss:.4f}", "", n],
+        ["expected calibration error, 15 bins", f"{evaluation.calibration.error:.4f}", "", n],
+    ]
+    table = _table(["", "value", "95 % interval (Wilson)", "n"], rows)
+    return f"## Measured on the test side, through the logged artifact\n\n{table}"
+
+
+def _shares(name: str, share: Proportion) -> list[str]:
+    return [name, _percent(share.value), f"{_percent(share.low)} – {_percent(share.high)}", str(share.n)]
+
+
+def _table(columns: list[str], rows: list[list[str]]) -> str:
+    lines = [columns, ["---"] * len(columns), *rows]
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
 
 
 def _percent(share: float) -> str:
