@@ -14,7 +14,7 @@ from scripts.program import program
 @click.option("--image-size", default=0, help="Pixels; 0 for the backbone's own.")
 @click.option("--flips", type=bool, default=False, help="Let the head learn from mirrored pictures, too.")
 @click.option("--finetune-epochs", default=-1, help="-1: 0 with pretrained weights, 8 without.")
-@click.option("--learning-rate", default=0.0, help="Of fine-tuning; 0: 3e-4 with pretrained weights, 3e-3 without.")
+@click.option("--learning-rate", default=0.0, help="Of fine-tuning; 0: 1e-4 with pretrained weights, 3e-3 without.")
 @click.option("--batch-size", default=16, help="Of fine-tuning.")
 @click.option("--seed", default=0, help="Of all that is random.")
 @click.option("--resume", type=bool, default=False, help="Go on with a fine-tuning that was interrupted.")

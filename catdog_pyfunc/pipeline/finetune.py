@@ -102,7 +102,7 @@ def finetune(
     resume: bool = False,
     on_epoch: Callable[[int, Scores], None] = lambda epoch, scores: None,
 ) -> int:
-    """Train the whole network from where it stands; it is left with the weights of its best epoch on val.
+    """Train the whole network from where it stands; it is left with the weights of its best epoch on val, or those it had.
 
     Args:
         network: Changed in place; on CPU afterwards.
@@ -115,7 +115,7 @@ def finetune(
         on_epoch: Told the scores of each epoch, counted from 1.
 
     Returns:
-        The epoch that was kept.
+        The epoch that was kept; 0 if none was better than the start.
 
     Raises:
         InvalidSetting: `checkpoint` is of another plan or other data.
@@ -124,6 +124,8 @@ def finetune(
     if resume and checkpoint.is_file():
         trainer.restore(checkpoint)
         say(f"resuming after epoch {trainer.epoch} of {plan.epochs} from {checkpoint}")
+    else:
+        trainer.judge()  # where it starts from may be the best there is
     while trainer.epoch < plan.epochs:
         scores = trainer.run_epoch()
         trainer.store(checkpoint)
@@ -171,13 +173,17 @@ class _Trainer:
         self.network.train()
         batches = track(self.train, f"epoch {self.epoch}/{self.plan.epochs}", len(self.train))
         train_loss, train_accuracy = self._mean(self._step(images, labels) for images, labels in batches)
+        return Scores(train_loss, train_accuracy, *self.judge())
+
+    def judge(self) -> tuple[float, float]:
+        """Loss and accuracy on val; the weights are remembered if they are the best so far."""
         self.network.eval()
         with torch.inference_mode():
-            val_loss, val_accuracy = self._mean(self._measure(images, labels)[1] for images, labels in self.val)
-        if val_loss < self.best_loss:
-            self.best_loss, self.best_epoch = val_loss, self.epoch
+            loss, accuracy = self._mean(self._measure(images, labels)[1] for images, labels in self.val)
+        if loss < self.best_loss:
+            self.best_loss, self.best_epoch = loss, self.epoch
             self.best_state = {name: value.detach().cpu().clone() for name, value in self.network.state_dict().items()}
-        return Scores(train_loss, train_accuracy, val_loss, val_accuracy)
+        return loss, accuracy
 
     def _measure(self, images: Tensor, labels: Tensor) -> tuple[Tensor, tuple[float, int, int]]:
         """(N, 3, H, W) uint8 → loss, and for the epoch's mean: summed loss, how many right, N."""

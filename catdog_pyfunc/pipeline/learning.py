@@ -26,7 +26,7 @@ from catdog_pyfunc.pipeline.settings import Settings
 from catdog_pyfunc.preprocess import Floats
 
 _SCRATCH_EPOCHS = 8
-_SCRATCH_RATE, _PRETRAINED_RATE = 3e-3, 3e-4
+_SCRATCH_RATE, _PRETRAINED_RATE = 3e-3, 1e-4
 
 
 @dataclass(frozen=True)

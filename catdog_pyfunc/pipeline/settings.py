@@ -21,7 +21,7 @@ class Settings:
         image_size: Side of the square that the network sees, pixels; 0 for the backbone's own (96 for the sample).
         flips: Whether the head also learns from mirrored pictures.
         finetune_epochs: How long the whole network is trained; -1 for 0 with pretrained weights and 8 without.
-        learning_rate: Of fine-tuning; 0 for 3e-4 with pretrained weights and 3e-3 without.
+        learning_rate: Of fine-tuning; 0 for 1e-4 with pretrained weights and 3e-3 without.
         batch_size: Of fine-tuning.
         seed: Of all that is random.
         resume: Go on with the fine-tuning that was interrupted.

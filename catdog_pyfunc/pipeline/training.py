@@ -22,8 +22,6 @@ from catdog_pyfunc.pipeline.settings import AUTO, Settings
 
 _AGREEMENT_PICTURES = 16  # on which the two engines must agree before anything is saved
 _SAMPLE_SIZE = 96  # drawn pictures show all they have at this size, and train five times as fast as at 224
-_SCRATCH_EPOCHS = 8
-_SCRATCH_RATE, _PRETRAINED_RATE = 3e-3, 3e-4
 
 
 @dataclass(frozen=True)
