@@ -30,12 +30,10 @@ class Embeddings:
     Attributes:
         values: (N, D) float32, in the order asked for; a broken picture's row is NaN.
         broken: File → what is wrong with it.
-        computed: How many were not in the cache.
     """
 
     values: Floats
     broken: dict[Path, str]
-    computed: int
 
 
 def embed(
@@ -83,7 +81,7 @@ def embed(
     values = (
         np.stack([known.get(example.digest, nothing) for example in examples]) if examples else np.empty((0, 0), np.float32)
     )
-    return Embeddings(values, {e.path: broken[e.digest] for e in examples if e.digest in broken}, len(todo))
+    return Embeddings(values, {e.path: broken[e.digest] for e in examples if e.digest in broken})
 
 
 def _known(store: sqlite3.Connection, key: str, digests: set[str]) -> dict[str, Floats]:

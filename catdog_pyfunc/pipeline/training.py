@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import tempfile
-import warnings
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -68,9 +67,7 @@ def train(settings: Settings) -> Result:
     _log_data(dataset)
     description = _describe(settings, learned, backbone, active.info.run_id)
     say("saving the model")
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Failed to infer|Add type hints", module="mlflow")
-        info = flavor.log_model(backbone.network, description, learned.reference, pictures=_pictures(dataset), name="model")
+    info = flavor.log_model(backbone.network, description, learned.reference, pictures=_pictures(dataset))
     classifier = flavor.load_model(info.model_uri)
     evaluation = evaluate(classifier, dataset.sides["test"], dataset.classes)
     log_evaluation(evaluation, "test", info.model_id)
@@ -118,8 +115,8 @@ def _describe(settings: Settings, learned: Learned, backbone: Backbone, run_id: 
 def _pictures(dataset: Dataset) -> list[bytes]:
     """Training pictures, evenly over all classes."""
     examples = dataset.sides["train"]
-    step = max(1, len(examples) // _AGREEMENT_PICTURES)
-    return [example.path.read_bytes() for example in examples[::step][:_AGREEMENT_PICTURES]]
+    count = min(len(examples), _AGREEMENT_PICTURES)
+    return [examples[k * len(examples) // count].path.read_bytes() for k in range(count)]
 
 
 def _log_card(text: str, summary: str, model_id: str) -> None:
