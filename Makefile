@@ -3,6 +3,7 @@
 PYTHON ?= python3
 VENV   := .venv
 INSTALLED := $(VENV)/.installed
+PEERS := .venv-peers/.installed
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 export MLFLOW_DISABLE_TELEMETRY ?= true
 
@@ -23,16 +24,21 @@ check: $(INSTALLED)  ## formatting, lint and types
 	ruff check .
 	mypy
 
-bench: $(INSTALLED)  ## benchmarks, beside what a user would pick instead
-	@ls benchmarks/*.py >/dev/null 2>&1 || { echo "there are no benchmarks yet"; exit 1; }
-	@for program in benchmarks/*.py; do python "$$program" || exit 1; done
+bench: $(INSTALLED) $(PEERS)  ## benchmarks, beside what a user would pick instead
+	python benchmarks/serving.py
 
 clean:  ## remove .venv and caches; runs and models (mlflow.db, mlruns) stay
-	rm -rf $(VENV) build *.egg-info plugin/*.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) .venv-* build *.egg-info plugin/*.egg-info .pytest_cache .mypy_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(INSTALLED): pyproject.toml plugin/pyproject.toml constraints.txt
 	@echo "installing into $(VENV): about two minutes the first time, no more afterwards"
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[train,dev]' -e ./plugin
+	@touch $@
+
+$(PEERS): benchmarks/peers/requirements.txt constraints.txt
+	@echo "installing what is measured beside this project into .venv-peers: about two minutes, 6 GB"
+	$(PYTHON) -m venv .venv-peers
+	.venv-peers/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -r benchmarks/peers/requirements.txt
 	@touch $@

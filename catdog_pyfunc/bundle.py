@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -49,14 +49,16 @@ class Bundle:
     Attributes:
         path: The folder.
         description: What classifier.json says.
-        reference: (M, D), embeddings of training pictures, each of length 1, of float16 precision.
         digest: SHA-256 (hex) of classifier.json, which holds the digests of the other files: one name for the whole.
     """
 
     path: Path
     description: Description
-    reference: Floats
     digest: str
+
+    def reference(self) -> Floats:
+        """Read (M, D), embeddings of training pictures, each of length 1, of float16 precision."""
+        return np.asarray(np.load(self.path / REFERENCE, allow_pickle=False), dtype=np.float32)
 
 
 def write(path: Path, description: Description, reference: Floats, *, weights: bytes, graph: bytes) -> Bundle:
@@ -101,7 +103,7 @@ def write(path: Path, description: Description, reference: Floats, *, weights: b
     except BaseException:
         shutil.rmtree(scratch, ignore_errors=True)
         raise
-    return Bundle(path, description, reference, _sha256(files[DESCRIPTION]))
+    return Bundle(path, description, _sha256(files[DESCRIPTION]))
 
 
 def read(path: Path) -> Bundle:
@@ -116,7 +118,8 @@ def read(path: Path) -> Bundle:
     Raises:
         InvalidBundle: A file is missing or changed, or a newer version wrote it.
     """
-    raw = _file(path, DESCRIPTION)
+    with _opened(path / DESCRIPTION) as file:
+        raw = file.read()
     try:
         content = json.loads(raw)
         version = int(content["format"])
@@ -138,17 +141,24 @@ def read(path: Path) -> Bundle:
             raise
         raise InvalidBundle(f"{path / DESCRIPTION} can't be read ({wrong!r}): save the model again") from None
     for name in (WEIGHTS, GRAPH, REFERENCE):
-        if _sha256(_file(path, name)) != digests.get(name):
+        if _file_digest(path / name) != digests.get(name):
             raise InvalidBundle(f"{path / name} is not the file that was saved (SHA-256 differs): get the model again")
-    reference = np.load(path / REFERENCE, allow_pickle=False).astype(np.float32)
-    return Bundle(path, description, reference, _sha256(raw))
+    return Bundle(path, description, _sha256(raw))
 
 
-def _file(path: Path, name: str) -> bytes:
+def _file_digest(path: Path) -> str:
+    digest = hashlib.sha256()
+    with _opened(path) as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _opened(path: Path) -> BinaryIO:
     try:
-        return (path / name).read_bytes()
+        return path.open("rb")
     except OSError as missing:
-        raise InvalidBundle(f"{path / name} can't be read ({missing.strerror}): get the model again") from None
+        raise InvalidBundle(f"{path} can't be read ({missing.strerror}): get the model again") from None
 
 
 def _sha256(data: bytes) -> str:

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import base64
 import binascii
 import re
+
+import pybase64
 
 from catdog_pyfunc.errors import InvalidImage
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 _SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG", b"RIFF", b"GIF8", b"BM", b"II*\x00", b"MM\x00*")
 _SEND = "send the bytes of a JPEG, PNG, WebP, GIF, BMP or TIFF, raw or as base64"
-_SPACE = re.compile(rb"\s+")
-_DATA_URI = re.compile(rb"data:[^,]*,", re.IGNORECASE)
+_SPACE = b" \t\r\n\v\f"
+_DATA_URI = re.compile(rb"\s*data:[^,]{0,1000},", re.IGNORECASE)
 _URL_SAFE = bytes.maketrans(b"-_", b"+/")
 
 
@@ -30,7 +31,10 @@ def picture_bytes(cell: object) -> bytes:
         InvalidImage: The cell holds none of these.
     """
     if isinstance(cell, str):
-        return _from_text(cell.encode("utf-8", "replace"))
+        try:  # as most clients send it: without a copy
+            return pybase64.b64decode(cell, validate=True) if cell else _from_text(b"")
+        except ValueError:
+            return _from_text(cell.encode("utf-8", "replace"))
     if not isinstance(cell, (bytes, bytearray, memoryview)):
         raise InvalidImage(f"is {_kind(cell)}, not a picture; {_SEND}")
     content = bytes(cell)
@@ -41,11 +45,12 @@ def picture_bytes(cell: object) -> bytes:
 
 
 def _from_text(text: bytes) -> bytes:
-    payload = _SPACE.sub(b"", _DATA_URI.sub(b"", text.strip(), count=1)).translate(_URL_SAFE).rstrip(b"=")
+    uri = _DATA_URI.match(text)
+    payload = text[uri.end() if uri else 0 :].translate(_URL_SAFE, delete=_SPACE).rstrip(b"=")
     if not payload:
         raise InvalidImage(f"is empty; {_SEND}")
     try:
-        return base64.b64decode(payload + b"=" * (-len(payload) % 4), validate=True)
+        return pybase64.b64decode(payload + b"=" * (-len(payload) % 4), validate=True)
     except (binascii.Error, ValueError):
         raise InvalidImage(f"is neither a picture nor base64: starts with {text[:12]!r}; {_SEND}") from None
 

@@ -55,8 +55,8 @@ class PixelNetwork(nn.Module):
     def __init__(self, network: Network, mean: tuple[float, ...], std: tuple[float, ...], reference: torch.Tensor) -> None:
         super().__init__()
         self.network = network
-        self.register_buffer("mean", 255 * torch.tensor(mean))
-        self.register_buffer("scale", 1 / (255 * torch.tensor(std)))
+        self.register_buffer("mean", 255 * torch.tensor(mean)[:, None, None])  # (3, 1, 1)
+        self.register_buffer("scale", 1 / (255 * torch.tensor(std)[:, None, None]))
         self.register_buffer("reference", reference.half())  # (M, D), half the size in the file
 
     def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -65,8 +65,9 @@ class PixelNetwork(nn.Module):
         Likeness is the cosine to the nearest reference embedding: the k-nearest-neighbour distance on normalised features
         (Sun et al., "Out-of-Distribution Detection with Deep Nearest Neighbors", ICML 2022) with k = 1.
         """
-        batch = (images.to(torch.float32) - self.mean) * self.scale
-        logits, embedding, class_maps = self.network.outputs(batch.permute(0, 3, 1, 2))  # NHWC → NCHW
+        # NHWC → NCHW first: ONNX Runtime takes 0.8 ms to broadcast three numbers along the last axis, 0.1 along a plane.
+        batch = (images.permute(0, 3, 1, 2).to(torch.float32) - self.mean) * self.scale
+        logits, embedding, class_maps = self.network.outputs(batch)
         length = embedding.square().sum(1, keepdim=True).sqrt().clamp_min(1e-12)
         likeness = ((embedding / length) @ self.reference.float().T).amax(1)
         return logits, embedding, class_maps, likeness

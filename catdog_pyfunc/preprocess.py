@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import struct
+import threading
 import zlib
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -39,6 +41,10 @@ class Limits:
 
 
 DEFAULT_LIMITS = Limits()
+# A picture this large takes up to 800 MB while it is decoded; so one at a time, and none whose file could hold but a blank.
+_LARGE = 25_000_000  # pixels
+_MOST_PIXELS_A_BYTE = 200  # a blank baseline JPEG has about 100
+_ONE_LARGE_AT_A_TIME = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -73,8 +79,8 @@ def decode(image: bytes, limits: Limits, least_side: int | None = None) -> Image
     Args:
         image: The file's bytes.
         limits: Checked on the bytes and on the header, before any pixel is decoded.
-        least_side: If given, a large JPEG may be decoded at 1/2, 1/4 or 1/8 of its size (libjpeg's scaled decoding), with
-            both sides still at least this long.
+        least_side: If given, a large picture comes at a whole fraction of its size (a JPEG is even decoded so: libjpeg's
+            scaled decoding), with both sides still at least this long.
 
     Returns:
         An RGB picture: EXIF orientation applied, transparency over white, first frame of an animation.
@@ -89,10 +95,13 @@ def decode(image: bytes, limits: Limits, least_side: int | None = None) -> Image
             width, height = picture.size
             if width * height > limits.max_pixels:
                 raise InvalidImage(f"has {width}x{height} pixels, more than {limits.max_pixels:,}; send a smaller picture")
-            if least_side is not None:
-                picture.draft("RGB", (least_side, least_side))
-            picture.load()
-            return _rgb(ImageOps.exif_transpose(picture))
+            large = width * height > _LARGE
+            if large and width * height > _MOST_PIXELS_A_BYTE * len(image):
+                raise InvalidImage(
+                    f"has {width}x{height} pixels in {len(image):,} bytes, as no photo does; send a smaller picture"
+                )
+            with _ONE_LARGE_AT_A_TIME if large else contextlib.nullcontext():
+                return _decoded(picture, least_side)
     except InvalidImage:
         raise
     except UnidentifiedImageError:
@@ -125,6 +134,16 @@ def preprocess(image: bytes, spec: Preprocess, limits: Limits = DEFAULT_LIMITS) 
     return np.asarray(picture.resize((spec.size, spec.size), Image.Resampling.BILINEAR, box=box))
 
 
+def _decoded(picture: Image.Image, least_side: int | None) -> Image.Image:
+    if least_side is not None:
+        picture.draft("RGB", (least_side, least_side))
+    picture.load()
+    ImageOps.exif_transpose(picture, in_place=True)
+    picture = _rgb(picture)
+    factor = min(picture.size) // least_side if least_side else 1
+    return picture.reduce(factor) if factor > 1 else picture
+
+
 def _rgb(picture: Image.Image) -> Image.Image:
     if picture.mode in ("I;16", "I;16L", "I;16B", "I"):  # 16 bits a pixel: convert() would clip, not scale
         grey = np.asarray(picture).astype(np.float32) / 257.0
@@ -132,7 +151,7 @@ def _rgb(picture: Image.Image) -> Image.Image:
     if picture.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in picture.info:
         picture = picture.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture).convert("RGB")
-    return picture.convert("RGB")
+    return picture if picture.mode == "RGB" else picture.convert("RGB")
 
 
 def _first_line(error: BaseException) -> str:

@@ -80,6 +80,63 @@ def test_a_large_jpeg_decoded_at_a_fraction_looks_the_same():
     assert np.abs(np.asarray(whole, float) - np.asarray(small, float)).mean() < 2
 
 
+def colours() -> Image.Image:
+    """Four plain squares: red, green, blue, grey."""
+    picture = Image.new("RGB", (160, 160), (128, 128, 128))
+    for corner, colour in (((0, 0), (200, 30, 30)), ((80, 0), (30, 200, 30)), ((0, 80), (30, 30, 200))):
+        picture.paste(colour, (*corner, corner[0] + 80, corner[1] + 80))
+    return picture
+
+
+def several(kind: str, mode: str = "RGB") -> bytes:
+    """The picture first, then another: an animation or a stereo pair, of which the first counts."""
+    return encoded(colours().convert(mode), kind, save_all=True, append_images=[Image.new(mode, (160, 160))])
+
+
+FILES = {
+    "JPEG": lambda: encoded(colours(), "JPEG", quality=95),
+    "JPEG, progressive": lambda: encoded(colours(), "JPEG", quality=95, progressive=True),
+    "JPEG, CMYK": lambda: encoded(colours().convert("CMYK"), "JPEG", quality=95),
+    "JPEG, MPO": lambda: several("MPO"),
+    "PNG": lambda: encoded(colours(), "PNG"),
+    "PNG, palette": lambda: encoded(colours().convert("P", palette=Image.Palette.ADAPTIVE), "PNG"),
+    "PNG, alpha": lambda: encoded(colours().convert("RGBA"), "PNG"),
+    "WebP": lambda: encoded(colours(), "WEBP", lossless=True),
+    "WebP, animated": lambda: several("WEBP"),
+    "GIF": lambda: several("GIF", "P"),
+    "BMP": lambda: encoded(colours(), "BMP"),
+    "TIFF": lambda: encoded(colours(), "TIFF"),
+    "TIFF, CMYK": lambda: encoded(colours().convert("CMYK"), "TIFF"),
+    "TIFF, deflate, two pages": lambda: several("TIFF"),
+}
+
+
+@pytest.mark.parametrize("name", list(FILES))
+def test_every_format_gives_the_same_picture(name: str):
+    expected = preprocess(encoded(colours(), "PNG"), SPEC).astype(int)
+    found = preprocess(FILES[name](), SPEC).astype(int)
+    assert np.median(np.abs(found - expected)) <= 8, "colours are off"
+    assert np.abs(found - expected).mean() <= 8, "the squares lie elsewhere"
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "TIFF", "WEBP"])
+def test_grey_pictures_are_grey(kind: str):
+    pixels = preprocess(encoded(colours().convert("L"), kind), SPEC)
+    assert np.ptp(pixels.astype(int), axis=2).max() <= 2
+
+
+def test_a_large_png_is_shrunk_as_a_large_jpeg_is():
+    ramp = np.tile(np.linspace(0, 255, 1600).astype(np.uint8), (1200, 1))
+    png, jpeg = (preprocess(encoded(Image.fromarray(ramp), kind), SPEC).astype(int) for kind in ("PNG", "JPEG"))
+    assert np.abs(png - jpeg).max() <= 3
+
+
+def test_a_bomb_within_the_limits_is_refused_undecoded():
+    bomb = encoded(Image.new("1", (9_900, 9_900)), "PNG")
+    with pytest.raises(InvalidImage, match=r"9900x9900 pixels in [\d,]+ bytes, as no photo does"):
+        preprocess(bomb, SPEC)
+
+
 def test_limits_are_checked_before_decoding(pictures: list[bytes]):
     with pytest.raises(InvalidImage, match="more than 100; send a smaller file"):
         preprocess(pictures[0], SPEC, Limits(max_bytes=100))

@@ -5,7 +5,10 @@ from __future__ import annotations
 import base64
 import io
 import json
+import pickle
+import pickletools
 import shutil
+import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -14,7 +17,9 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from mlflow.pyfunc import PyFuncModel
 from mlflow.pyfunc.model import PythonModelContext
+from mlflow.pyfunc.scoring_server import load_model_with_mlflow_config
 from PIL import Image
 
 from catdog_pyfunc import bundle, flavor
@@ -44,6 +49,12 @@ def saved(network: Network, pictures: list[bytes], tmp_path_factory: pytest.Temp
     return path
 
 
+@pytest.fixture(scope="module", params=["onnx", "torch"])
+def served(saved: Path, request: pytest.FixtureRequest) -> PyFuncModel:
+    """The model as MLflow loads it, with each engine."""
+    return mlflow.pyfunc.load_model(str(saved), model_config={"engine": request.param})
+
+
 @pytest.fixture
 def stored(saved: Path, tmp_path: Path) -> Path:
     """A copy of the bundle, to damage."""
@@ -63,9 +74,8 @@ def test_the_artifact_holds_the_serving_files_and_no_pipeline(saved: Path):
     assert "torch" not in requirements
 
 
-def test_rows_are_label_confidence_probabilities_error(saved: Path, pictures: list[bytes]):
-    model = mlflow.pyfunc.load_model(str(saved))
-    answers = model.predict(pd.DataFrame({"image": [pictures[0], b"%PDF-1.7 no picture", pictures[-1]]}))
+def test_rows_are_label_confidence_probabilities_error(served: PyFuncModel, pictures: list[bytes]):
+    answers = served.predict(pd.DataFrame({"image": [pictures[0], b"%PDF-1.7 no picture", pictures[-1]]}))
     assert list(answers.columns) == ["label", "confidence", "probabilities", "error", "in_domain", "domain_score"]
     first, broken, last = answers.to_dict("records")
     for row in (first, last):
@@ -76,6 +86,46 @@ def test_rows_are_label_confidence_probabilities_error(saved: Path, pictures: li
     assert broken["label"] is broken["confidence"] is broken["probabilities"] is None
     assert broken["error"].startswith("image 1 is ")
     assert "send" in broken["error"]
+
+
+def test_cells_may_come_in_any_container(saved: Path, pictures: list[bytes]):
+    model = mlflow.pyfunc.load_model(str(saved))
+    files = pictures[:2]
+    text = [base64.b64encode(file).decode() for file in files]
+    expected = model.predict(pd.DataFrame({"image": files})).to_dict("records")
+    array = np.array(files, dtype=object)
+    named = [
+        pd.Series(files, name="image"),
+        {"image": files},
+        {"image": text},
+        {"image": array},
+        [{"image": t} for t in text],
+    ]
+    for given in named:
+        assert model.predict(given).to_dict("records") == expected
+    # MLflow refuses nameless cells where inputs have names; the model itself takes them.
+    for given in (files, text, array, np.array(text), pd.Series(text)):
+        assert model.unwrap_python_model().predict(None, given).to_dict("records") == expected
+
+
+def pickles(content: bytes) -> bool:
+    """Whether a file is a pickle, or an archive that holds one."""
+    if zipfile.is_zipfile(io.BytesIO(content)):
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            return any(pickles(archive.read(name)) for name in archive.namelist())
+    try:
+        *_, (last, _, _) = pickletools.genops(content)
+    except (ValueError, IndexError, KeyError, UnicodeDecodeError):
+        return False
+    return bool(last.name == "STOP" and content[:1] == b"\x80")
+
+
+def test_no_file_is_a_pickle_but_torchscripts_own(saved: Path):
+    assert pickles(pickle.dumps({"a": 1}))
+    files = [path for path in saved.rglob("*") if path.is_file()]
+    assert len(files) > 15
+    # TorchScript's archive is read by PyTorch's C++ reader, which makes no Python objects.
+    assert [path for path in files if pickles(path.read_bytes())] == [saved / "pytorch" / "model.pth"]
 
 
 def test_the_pytorch_flavor_gives_a_module_with_logits(saved: Path, pictures: list[bytes]):
@@ -126,13 +176,12 @@ def test_a_class_maps_mean_is_the_logit_less_the_bias(saved: Path, network: Netw
     assert np.allclose(outputs.class_maps.mean((2, 3)) + network.head.bias.detach().numpy(), outputs.logits, atol=1e-4)
 
 
-def test_explain_adds_a_picture_of_where_the_label_is_seen(saved: Path, pictures: list[bytes]):
-    model = mlflow.pyfunc.load_model(str(saved))
-    frame = model.predict(pd.DataFrame({"image": [pictures[0], b"broken"]}), params={"explain": True})
+def test_explain_adds_a_picture_of_where_the_label_is_seen(served: PyFuncModel, pictures: list[bytes]):
+    frame = served.predict(pd.DataFrame({"image": [pictures[0], b"broken"]}), params={"explain": True})
     shown = Image.open(io.BytesIO(base64.b64decode(frame["heatmap"][0])))
     assert (shown.format, shown.size) == ("PNG", (64, 64))
     assert frame["heatmap"][1] is None
-    assert "heatmap" not in model.predict(pd.DataFrame({"image": pictures[:1]})).columns
+    assert "heatmap" not in served.predict(pd.DataFrame({"image": pictures[:1]})).columns
 
 
 def test_saving_refuses_when_the_engines_disagree(
@@ -181,12 +230,14 @@ def test_another_number_of_classes_is_refused(stored: Path):
     description = json.loads((stored / "classifier.json").read_text())
     description["classes"].append("bat")
     (stored / "classifier.json").write_text(json.dumps(description))
-    with pytest.raises(InvalidBundle, match="names 4 classes, its network tells 3 apart"):
-        open_engine(bundle.read(stored))
+    for engine in ("onnx", "torch"):
+        with pytest.raises(InvalidBundle, match="names 4 classes, its network tells 3 apart"):
+            open_engine(bundle.read(stored), engine)
 
 
-def test_32_threads_get_what_one_gets(saved: Path, pictures: list[bytes]):
-    classifier = flavor.load_model(str(saved))
+@pytest.mark.parametrize("engine", ["onnx", "torch"])
+def test_32_threads_get_what_one_gets(engine: str, saved: Path, pictures: list[bytes]):
+    classifier = flavor.load_model(str(saved), engine=engine)
     alone = [classifier.predict([picture])[0] for picture in pictures]
     with ThreadPoolExecutor(32) as pool:
         together = list(pool.map(lambda picture: classifier.predict([picture])[0], pictures * 4))
@@ -203,8 +254,18 @@ def test_unknown_settings_are_refused_by_name(saved: Path):
         open_engine(bundle.read(saved / "artifacts" / "bundle"), "tpu")
 
 
-def test_limits_come_from_model_config(saved: Path, pictures: list[bytes]):
-    model = mlflow.pyfunc.load_model(str(saved), model_config={"max_pixels": 1000, "threads": 1})
+def test_unknown_settings_are_refused_when_serving(saved: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("SERVING_MODEL_CONFIG", '{"max_byte": 1000}')
+    with pytest.raises(InvalidSetting, match="unknown 'max_byte'"):
+        load_model_with_mlflow_config(str(saved))
+    monkeypatch.setenv("SERVING_MODEL_CONFIG", '{"max_bytes": 100}')
+    model = load_model_with_mlflow_config(str(saved))
+    assert "more than 100" in model.predict(pd.DataFrame({"image": [b"\xff\xd8\xff" + bytes(200)]}))["error"][0]
+
+
+@pytest.mark.parametrize("engine", ["onnx", "torch"])
+def test_limits_come_from_model_config(engine: str, saved: Path, pictures: list[bytes]):
+    model = mlflow.pyfunc.load_model(str(saved), model_config={"max_pixels": 1000, "threads": 1, "engine": engine})
     assert "more than 1,000" in model.predict(pd.DataFrame({"image": pictures[:1]}))["error"][0]
 
 

@@ -1,0 +1,81 @@
+"""Load on a server: wrk, compiled, so that the load costs next to nothing beside what is measured."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+_SCRIPT = """
+local files, requests, turn = {%s}, {}, 0
+wrk.method = "POST"
+wrk.headers["Content-Type"] = %s
+init = function()
+  for k, name in ipairs(files) do
+    local file = assert(io.open(name, "rb"))
+    requests[k] = wrk.format(nil, %s, nil, file:read("*a"))
+    file:close()
+  end
+end
+request = function()
+  turn = turn %% #requests + 1
+  return requests[turn]
+end
+done = function(summary, latency)
+  local e = summary.errors
+  print(string.format('RESULT {"requests": %%d, "seconds": %%f, "p50_ms": %%f, "p99_ms": %%f, "errors": %%d}',
+    summary.requests, summary.duration / 1e6, latency:percentile(50) / 1e3, latency:percentile(99) / 1e3,
+    e.connect + e.read + e.write + e.status + e.timeout))
+end
+"""
+
+
+@dataclass(frozen=True)
+class Load:
+    """What a server did under load: requests a second, milliseconds, and how many requests failed."""
+
+    images_per_s: float
+    p50_ms: float
+    p99_ms: float
+    errors: int
+
+
+def check_wrk() -> None:
+    """Say how to get wrk, if it isn't there."""
+    if shutil.which("wrk") is None:
+        raise SystemExit("wrk is needed as the load: install the package wrk (Debian, Ubuntu, Homebrew have it)")
+
+
+def put(
+    url: str, path: str, content_type: str, bodies: Sequence[bytes], *, clients: int, seconds: float, scratch: Path
+) -> Load:
+    """Keep `clients` connections busy, each with one request at a time, the bodies in turn.
+
+    Args:
+        url: The server's address.
+        path: Where to post.
+        content_type: Of the bodies.
+        bodies: Requests' bodies.
+        clients: Connections.
+        seconds: How long; the first second's worth is run before and not counted.
+        scratch: A folder for the bodies.
+
+    Returns:
+        Figures of the whole time.
+    """
+    scratch.mkdir(parents=True, exist_ok=True)
+    names = []
+    for number, body in enumerate(bodies):
+        name = scratch / f"body-{number}"
+        name.write_bytes(body)
+        names.append(json.dumps(str(name)))
+    script = scratch / "load.lua"
+    script.write_text(_SCRIPT % (", ".join(names), json.dumps(content_type), json.dumps(path)))
+    command = ["wrk", "-t1", f"-c{clients}", "--timeout", "60s", "-s", str(script), url]
+    subprocess.run([*command, "-d2s"], check=True, capture_output=True, timeout=120)
+    told = subprocess.run([*command, f"-d{seconds:g}s"], check=True, capture_output=True, text=True, timeout=seconds + 120)
+    result = json.loads(next(line for line in told.stdout.splitlines() if line.startswith("RESULT "))[7:])
+    return Load(result["requests"] / result["seconds"], result["p50_ms"], result["p99_ms"], int(result["errors"]))

@@ -1,0 +1,158 @@
+"""Servers to measure: how each is started, asked, and stopped."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import io
+import json
+import os
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import psutil
+import requests
+
+PEERS = Path(__file__).parent / "peers"
+PEERS_PYTHON = PEERS.parent.parent / ".venv-peers" / "bin" / "python"
+START_TIMEOUT_S = 120
+_BOUNDARY = "catdog-boundary"
+
+
+@dataclass(frozen=True)
+class Form:
+    """How a photo becomes a request's body, and a label is found in the answer."""
+
+    path: str
+    content_type: str
+
+    def body(self, image: bytes) -> bytes:
+        if self.content_type.startswith("multipart"):
+            head = f'--{_BOUNDARY}\r\nContent-Disposition: form-data; name="image"; filename="photo.jpg"\r\n'
+            return f"{head}Content-Type: image/jpeg\r\n\r\n".encode() + image + f"\r\n--{_BOUNDARY}--\r\n".encode()
+        if "parquet" in self.content_type:
+            buffer = io.BytesIO()
+            pd.DataFrame({"image": [image]}).to_parquet(buffer)
+            return buffer.getvalue()
+        text = base64.b64encode(image).decode()
+        mlflow = {"dataframe_split": {"columns": ["image"], "data": [[text]]}}
+        return json.dumps({"image": text} if self.path == "/predict" else mlflow).encode()
+
+
+MLFLOW = Form("/invocations", "application/json")
+PARQUET = Form("/invocations", "application/vnd.apache.parquet")
+LITSERVE = Form("/predict", "application/json")
+BENTOML = Form("/classify", f"multipart/form-data; boundary={_BOUNDARY}")
+
+
+@dataclass(frozen=True)
+class Server:
+    """A row of the table.
+
+    Attributes:
+        name: What the row is called.
+        command: How it starts; `{port}` is filled in.
+        form: What it is asked in.
+        workers: Processes that answer.
+        environment: Added to this one's.
+    """
+
+    name: str
+    command: Sequence[str]
+    form: Form
+    workers: int
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Running:
+    """A server that has answered: its address, how long that took, and the memory of its largest process (MB)."""
+
+    url: str
+    start_s: float
+    pid: int
+
+    def memory_mb(self) -> float:
+        """Resident memory of the largest process, so that launchers and parents don't count."""
+        root = psutil.Process(self.pid)
+        return max(process.memory_info().rss for process in (root, *root.children(recursive=True))) / 1e6
+
+
+def mlflow_serve(name: str, python: Path, model: Path, workers: int, form: Form = MLFLOW, **environment: str) -> Server:
+    """`mlflow models serve`, in the environment of that Python."""
+    command = [str(python), "-m", "mlflow", "models", "serve", "-m", str(model), "-p", "{port}", "-h", "127.0.0.1"]
+    return Server(name, [*command, "-w", str(workers), "--env-manager", "local"], form, workers, environment)
+
+
+def litserve(name: str, python: Path, way: str, path: Path, workers: int) -> Server:
+    """LitServe, in the peers' environment."""
+    return Server(
+        name, [str(python), str(PEERS / "litserve_app.py"), way, str(path), "{port}", str(workers)], LITSERVE, workers
+    )
+
+
+def bentoml(name: str, python: Path, way: str, path: Path, workers: int, home: Path) -> Server:
+    """BentoML, in the peers' environment."""
+    command = [str(python), "-m", "bentoml", "serve", "bentoml_app:Classifier", "--host", "127.0.0.1", "--port", "{port}"]
+    environment = {"BENCH_WAY": way, "BENCH_PATH": str(path), "BENCH_WORKERS": str(workers), "BENTOML_HOME": str(home)}
+    return Server(name, command, BENTOML, workers, environment | {"BENTOML_DO_NOT_TRACK": "true"})
+
+
+@contextlib.contextmanager
+def running(server: Server, image: bytes, log: Path) -> Iterator[Running]:
+    """Start a server, wait for its first good answer, stop it by its process group at the end."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = int(probe.getsockname()[1])
+    command = [word.replace("{port}", str(port)) for word in server.command]
+    with log.open("w") as stream:
+        # PATH: `mlflow models serve --env-manager local` looks for uvicorn there.
+        path = f"{Path(server.command[0]).parent}{os.pathsep}{os.environ['PATH']}"
+        environment = {**os.environ, "PATH": path, "MLFLOW_DISABLE_TELEMETRY": "true", **server.environment}
+        started = time.monotonic()
+        process = subprocess.Popen(command, cwd=PEERS, env=environment, stdout=stream, stderr=stream, start_new_session=True)
+    url = f"http://127.0.0.1:{port}"
+    try:
+        while ask(url, server.form, image) is None:
+            if process.poll() is not None or time.monotonic() - started > START_TIMEOUT_S:
+                raise SystemExit(
+                    f"{server.name} was not up within {START_TIMEOUT_S} s; its log ends:\n{log.read_text()[-2000:]}"
+                )
+            time.sleep(0.02)
+        yield Running(url, time.monotonic() - started, process.pid)
+    finally:
+        _stop(process)
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    family = [process.pid]
+    with contextlib.suppress(psutil.NoSuchProcess):
+        family += [child.pid for child in psutil.Process(process.pid).children(recursive=True)]
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGTERM)
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(timeout=15)
+    for pid in family:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    process.wait(timeout=15)
+
+
+def ask(url: str, form: Form, image: bytes) -> str | None:
+    """One photo's label; None while the server isn't up."""
+    try:
+        headers = {"Content-Type": form.content_type}
+        answer = requests.post(url + form.path, data=form.body(image), headers=headers, timeout=60)
+    except (requests.ConnectionError, requests.Timeout):
+        return None
+    if not answer.ok:
+        return None
+    content: Any = answer.json()
+    return str((content["predictions"][0] if "predictions" in content else content)["label"])

@@ -1,0 +1,188 @@
+"""How fast photos are answered: this project's model beside what a user would pick instead, in one run, on loopback.
+
+    python benchmarks/serving.py --model models:/CatDogClassifier@production --photos path/to/photos
+
+Every server has the same network and is asked about the same photos. `limit` is decoding and network in this process, on
+every core, with no server; `path` is MLflow's server around a model that does nothing. Work that is done one after the other
+makes 1 / (1/path + 1/limit).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
+from pathlib import Path
+
+import load
+import mlflow
+import models
+import numpy as np
+import photos
+import servers
+from report import Row, reached, table
+from servers import PEERS_PYTHON, Server
+
+from catdog_pyfunc import bundle, flavor
+from catdog_pyfunc.classifier import available_cores
+from catdog_pyfunc.engine import OnnxEngine
+from catdog_pyfunc.preprocess import preprocess
+
+
+def main() -> None:
+    """Measure, print, write."""
+    arguments = _arguments()
+    load.check_wrk()
+    with tempfile.TemporaryDirectory(prefix="catdog-bench-") as name:
+        scratch = Path(name)
+        images = photos.make(arguments.photos or photos.draw(scratch / "drawn"))
+        model = models.open_or_make(arguments.model, images["500x375"][0], scratch)
+        stored = model / "artifacts" / flavor.ARTIFACT
+        labels = _labels(model, images)
+        rows = measure_limit(stored, images, arguments.seconds)
+        for server in _plan(model, scratch, arguments.only):
+            rows += measure(server, images, labels, arguments, scratch)
+    report = {
+        "machine": _machine(),
+        "photos": _sizes(images),
+        "seconds": arguments.seconds,
+        "rows": [asdict(row) for row in rows],
+    }
+    report["reached"] = reached(rows)
+    arguments.output.write_text(json.dumps(report, indent=2) + "\n")
+    print(f"\n{_machine()}; photos {_sizes(images)}\n\n{table(rows)}")
+    print(f"{json.dumps(report['reached'], indent=2)}\nwritten: {arguments.output}")
+
+
+def measure_limit(stored: Path, images: dict[str, list[bytes]], seconds: float) -> list[Row]:
+    """Decoding and network in this process: one thread for a lone client, one a core for eight."""
+    description = bundle.read(stored).description
+    engine = OnnxEngine(stored / bundle.GRAPH)
+
+    def answer(image: bytes) -> float:
+        started = time.perf_counter()
+        engine.run(preprocess(image, description.preprocess)[None])
+        return 1000 * (time.perf_counter() - started)
+
+    rows = []
+    for size, files in images.items():
+        for clients, threads in ((1, 1), (8, available_cores())):
+            times, elapsed = _spin(answer, files, threads, seconds)
+            p50, p99 = np.percentile(times, [50, 99])
+            rows.append(Row("limit", 1, size, clients, len(times) / elapsed, p50, p99, 0, "-"))
+    return rows
+
+
+def _spin(
+    answer: Callable[[bytes], float], files: Sequence[bytes], threads: int, seconds: float
+) -> tuple[list[float], float]:
+    def until(deadline: float) -> list[float]:
+        times: list[float] = []
+        while time.perf_counter() < deadline:
+            times.append(answer(files[len(times) % len(files)]))
+        return times
+
+    with ThreadPoolExecutor(threads) as pool:
+        for duration in (1.0, seconds):  # the first is the warm-up
+            started = time.perf_counter()
+            parts = list(pool.map(until, [started + duration] * threads))
+            elapsed = time.perf_counter() - started
+    return [value for part in parts for value in part], elapsed
+
+
+def measure(
+    server: Server, images: dict[str, list[bytes]], labels: dict[bytes, str], arguments: argparse.Namespace, scratch: Path
+) -> list[Row]:
+    """One server: start-up, memory, and every photo size with one and eight clients."""
+    rows = []
+    first = images["500x375"][0]
+    with servers.running(server, first, scratch / "server.log") as running:
+        for size, files in images.items():
+            told = [servers.ask(running.url, server.form, image) for image in files]
+            same = f"{sum(label == labels[image] for label, image in zip(told, files, strict=True))}/{len(files)}"
+            bodies = [server.form.body(image) for image in files]
+            for clients in (1, 8):
+                seen = load.put(
+                    running.url,
+                    server.form.path,
+                    server.form.content_type,
+                    bodies,
+                    clients=clients,
+                    seconds=arguments.seconds,
+                    scratch=scratch / "bodies",
+                )
+                figures = (seen.images_per_s, seen.p50_ms, seen.p99_ms, seen.errors)
+                row = Row(server.name, server.workers, size, clients, *figures, same, running.start_s, running.memory_mb())
+                rows.append(row)
+                print(
+                    f"{server.name}, {server.workers} workers, {size}, {clients} clients: {seen.images_per_s:.1f}/s",
+                    flush=True,
+                )
+    return rows
+
+
+def _plan(model: Path, scratch: Path, only: str | None) -> list[Server]:
+    stored = model / "artifacts" / flavor.ARTIFACT
+    graph, weights = stored / bundle.GRAPH, stored / bundle.WEIGHTS
+    nothing, plain = models.peers(model, weights, scratch)
+    served = models.environment(model)
+    plan = []
+    for workers in (1, 2):
+        plan.append(servers.mlflow_serve("path", served, nothing, workers))
+        plan.append(servers.mlflow_serve("catdog", served, model, workers))
+        plan.append(servers.mlflow_serve("plain pyfunc", PEERS_PYTHON, plain, workers))
+    plan.append(servers.mlflow_serve("path, parquet", served, nothing, 2, servers.PARQUET))
+    plan.append(servers.mlflow_serve("catdog, parquet", served, model, 2, servers.PARQUET))
+    for name, way, path in (("eager torch", "plain", weights), ("ONNX", "onnx_way", graph)):
+        plan.append(servers.litserve(f"LitServe, {name}", PEERS_PYTHON, way, path, 2))
+        plan.append(servers.bentoml(f"BentoML, {name}", PEERS_PYTHON, way, path, 2, scratch / "bentoml"))
+    chosen = [server for server in plan if not only or f"{server.name} {server.workers}" in only.split(";")]
+    if any(str(PEERS_PYTHON) in server.command for server in chosen) and not PEERS_PYTHON.exists():
+        raise SystemExit(f"{PEERS_PYTHON} isn't there: `make bench` makes it")
+    return chosen
+
+
+def _labels(model: Path, images: dict[str, list[bytes]]) -> dict[bytes, str]:
+    classifier = flavor.load_model(str(model))
+    files = [image for group in images.values() for image in group]
+    return {image: str(prediction.label) for image, prediction in zip(files, classifier.predict(files), strict=True)}
+
+
+def _machine() -> str:
+    model = platform.processor() or platform.machine()
+    if Path("/proc/cpuinfo").exists():
+        names = [
+            line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line
+        ]
+        model = names[0] if names else model
+    return f"{available_cores()} cores of {model}, Python {platform.python_version()}, MLflow {mlflow.__version__}"
+
+
+def _sizes(images: dict[str, list[bytes]]) -> str:
+    return ", ".join(
+        f"{name}: {len(files)} files of {np.mean([len(f) for f in files]) / 1e3:,.0f} kB" for name, files in images.items()
+    )
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", help="a model of this project's; default: an untrained one, as fast")
+    parser.add_argument(
+        "--photos", type=Path, default=os.environ.get("CATDOG_PHOTOS"), help="a folder with .jpg files below; default: drawn"
+    )
+    parser.add_argument("--seconds", type=float, default=8, help="of load for each figure")
+    parser.add_argument("--only", help="rows, as 'catdog 2;path 2'; default: all")
+    parser.add_argument("--output", type=Path, default=Path("benchmark-serving.json"))
+    arguments = parser.parse_args()
+    arguments.photos = Path(arguments.photos) if arguments.photos else None
+    return arguments
+
+
+if __name__ == "__main__":
+    main()
