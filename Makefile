@@ -24,8 +24,8 @@ check: $(INSTALLED)  ## formatting, lint and types
 	ruff check .
 	mypy
 
-bench: $(INSTALLED) $(PEERS)  ## benchmarks, beside what a user would pick instead
-	python benchmarks/serving.py
+bench: $(INSTALLED) $(PEERS)  ## speed of serving beside what a user would pick instead; ARGS="--model … --photos …"
+	python benchmarks/serving.py $(ARGS)
 
 clean:  ## remove .venv and caches; runs and models (mlflow.db, mlruns) stay
 	rm -rf $(VENV) .venv-* build *.egg-info plugin/*.egg-info .pytest_cache .mypy_cache .ruff_cache

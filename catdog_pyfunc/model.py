@@ -60,14 +60,14 @@ class CatDogModel(PythonModel):
             gc.freeze()
 
     def predict(
-        self, context: Any, model_input: Cells, params: dict[str, Any] | None = None
+        self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None
     ) -> pd.DataFrame | list[dict[str, Any]]:
         """Classify pictures.
 
         Args:
             context: Not used: `load_context` has opened everything.
-            model_input: One picture a cell, as its file's bytes, base64 or a data URI: a DataFrame or dict with `image`, a
-                Series, list or NumPy array.
+            model_input: One picture a cell, as its file's bytes, base64 or a data URI: a DataFrame with a column `image`, as
+                MLflow makes of whatever it gets. A dict with `image`, a Series, list or NumPy array do, too.
             params: `{"explain": True}` for a column `heatmap`.
 
         Returns:

@@ -11,6 +11,7 @@ import socket
 from collections.abc import Iterator
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import requests
 
@@ -153,7 +154,11 @@ def test_serving_in_an_environment_of_its_own(built_by: tuple[list[str], Project
     words, project = built_by
     with serving(project, *words, cwd=elsewhere) as address:
         body = json.loads((elsewhere / "request.json").read_text())
-        assert_is_row(requests.post(f"{address}/invocations", json=body, timeout=30).json()["predictions"][0])
+        answer = requests.post(f"{address}/invocations", json=body, timeout=30).json()
+        assert_is_row(answer["predictions"][0])
+        parquet = pd.DataFrame({"image": [(elsewhere / "photo.jpg").read_bytes()]}).to_parquet()
+        headers = {"Content-Type": "application/vnd.apache.parquet"}
+        assert requests.post(f"{address}/invocations", data=parquet, headers=headers, timeout=30).json() == answer
     python = next(Path(project.environment["MLFLOW_ENV_ROOT"]).rglob("bin/python"))
     assert project.command(str(python), "-c", "import onnxruntime").returncode == 0
     assert project.command(str(python), "-c", "import torch").returncode != 0
