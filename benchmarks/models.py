@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-import warnings
 from pathlib import Path
 
 import mlflow
@@ -45,7 +44,6 @@ def peers(model: Path, weights: Path, scratch: Path) -> tuple[Path, Path]:
         (nothing, "nothing_pyfunc.py", {"answer": str(answer)}, []),
         (plain, "plain_pyfunc.py", {"weights": str(weights)}, ["torch", "torchvision"]),
     ):
-        warnings.simplefilter("ignore")  # MLflow would like type hints and an example
         mlflow.pyfunc.save_model(
             path,
             python_model=str(PEERS / code),

@@ -15,6 +15,7 @@ import os
 import platform
 import tempfile
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
@@ -39,6 +40,8 @@ def main() -> None:
     """Measure, print, write."""
     arguments = _arguments()
     load.check_wrk()
+    os.environ["MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR"] = "false"
+    warnings.simplefilter("ignore")  # MLflow would like type hints and input examples of models that are only measured
     with tempfile.TemporaryDirectory(prefix="catdog-bench-") as name:
         scratch = Path(name)
         images = photos.make(arguments.photos or photos.draw(scratch / "drawn"))
@@ -142,7 +145,11 @@ def _plan(model: Path, scratch: Path, only: str | None) -> list[Server]:
     for name, way, path in (("eager torch", "plain", weights), ("ONNX", "onnx_way", graph)):
         plan.append(servers.litserve(f"LitServe, {name}", PEERS_PYTHON, way, path, 2))
         plan.append(servers.bentoml(f"BentoML, {name}", PEERS_PYTHON, way, path, 2, scratch / "bentoml"))
-    chosen = [server for server in plan if not only or f"{server.name} {server.workers}" in only.split(";")]
+    named = {f"{server.name} {server.workers}": server for server in plan}
+    asked = only.split(";") if only else list(named)
+    if unknown := set(asked) - set(named):
+        raise SystemExit(f"--only has unknown {', '.join(map(repr, sorted(unknown)))}; it may hold {', '.join(named)}")
+    chosen = [named[name] for name in asked]
     if any(str(PEERS_PYTHON) in server.command for server in chosen) and not PEERS_PYTHON.exists():
         raise SystemExit(f"{PEERS_PYTHON} isn't there: `make bench` makes it")
     return chosen

@@ -124,8 +124,8 @@ def open_engine(bundle: Bundle, name: str = "auto", threads: int = 1) -> Engine:
 
     Args:
         bundle: The stored classifier.
-        threads: How many a call that is alone may use.
         name: "onnx", "torch", or "auto": PyTorch where it is installed and sees a CUDA device, else ONNX Runtime.
+        threads: How many a call that is alone may use.
 
     Returns:
         The engine, loaded.
