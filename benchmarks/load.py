@@ -60,7 +60,7 @@ def put(
         content_type: Of the bodies.
         bodies: Requests' bodies.
         clients: Connections.
-        seconds: How long; the first second's worth is run before and not counted.
+        seconds: How long, after two seconds that are not counted.
         scratch: A folder for the bodies.
 
     Returns:

@@ -10,12 +10,14 @@ CLASSES = ("cat", "dog")
 
 
 def load(graph: str) -> onnxruntime.InferenceSession:
+    """Open the graph."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     return onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
 
 
 def predict(session: onnxruntime.InferenceSession, picture: Image.Image) -> dict[str, object]:
+    """Classify one picture: label and confidence."""
     picture = picture.convert("RGB")
     width, height = picture.size
     scale = 256 / min(width, height)

@@ -33,6 +33,7 @@ def load(weights: str | Path) -> torch.nn.Module:
 
 
 def predict(model: torch.nn.Module, picture: Image.Image) -> dict[str, object]:
+    """Classify one picture: label and confidence."""
     batch = TRANSFORM(picture.convert("RGB"))[None]
     with torch.no_grad():
         probabilities = torch.softmax(model(batch), 1)[0]

@@ -111,3 +111,10 @@ def serving(project: Project, *options: str, cwd: Path) -> Iterator[str]:
         except subprocess.TimeoutExpired:
             os.killpg(server.pid, signal.SIGKILL)
             server.wait(timeout=20)
+
+
+@pytest.fixture(scope="module")
+def address(project: Project, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A server of the model in production, one for each file of tests."""
+    with serving(project, "--env-manager", "local", cwd=tmp_path_factory.mktemp("serving")) as address:
+        yield address

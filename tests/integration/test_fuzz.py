@@ -7,7 +7,6 @@ import io
 import json
 import struct
 import zlib
-from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -17,16 +16,8 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from tests.integration.conftest import Project, serving
-
 EXAMPLES, CELLS = 260, 8  # requests, and at least so many inputs in each
 ORIGINALS: list[bytes] = []
-
-
-@pytest.fixture(scope="module")
-def address(project: Project, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with serving(project, "--env-manager", "local", cwd=tmp_path_factory.mktemp("serving")) as address:
-        yield address
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -14,14 +14,6 @@ import pytest
 import requests
 from PIL import Image
 
-from tests.integration.conftest import Project, serving
-
-
-@pytest.fixture(scope="module")
-def address(project: Project, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with serving(project, "--env-manager", "local", cwd=tmp_path_factory.mktemp("serving")) as address:
-        yield address
-
 
 def post(
     address: str, body: object = None, content: bytes | str | None = None, kind: str = "application/json"

@@ -129,6 +129,7 @@ def test_a_large_png_is_shrunk_as_a_large_jpeg_is():
     ramp = np.tile(np.linspace(0, 255, 1600).astype(np.uint8), (1200, 1))
     png, jpeg = (preprocess(encoded(Image.fromarray(ramp), kind), SPEC).astype(int) for kind in ("PNG", "JPEG"))
     assert np.abs(png - jpeg).max() <= 3
+    assert decode(encoded(Image.fromarray(ramp), "PNG"), Limits(), least_side=72).size == (100, 75)
 
 
 def test_a_bomb_within_the_limits_is_refused_undecoded():
