@@ -9,6 +9,9 @@ CatDogError
 ├── EnginesDisagree                PyTorch and ONNX Runtime answer differently: nothing was saved
 ├── TrackingError                  the tracking store can't be reached or written
 ├── RegistryError                  a run, a model or a version isn't there
+├── ModelFailed                    a model can't be loaded, or fails while it answers
+├── PromotionRefused               a version didn't pass the gate: no alias was moved
+├── PromotionLost                  somebody else moved the alias first: this move was not made
 └── MissingDependency (ImportError)   an optional package isn't installed
 """
 
@@ -49,6 +52,18 @@ class TrackingError(CatDogError):
 
 class RegistryError(CatDogError):
     """A run, a registered model or a version isn't there."""
+
+
+class ModelFailed(CatDogError):
+    """A model can't be loaded, or fails while it answers."""
+
+
+class PromotionRefused(CatDogError):
+    """A version didn't pass the gate: no alias was moved."""
+
+
+class PromotionLost(CatDogError):
+    """Somebody else moved the alias while this move was being decided: it was not made."""
 
 
 class MissingDependency(CatDogError, ImportError):

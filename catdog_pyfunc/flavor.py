@@ -132,17 +132,31 @@ def load_model(model_uri: str, **settings: Any) -> Classifier:
         RegistryError: There is no such model.
         InvalidBundle: The model isn't one of this project's, or is damaged.
     """
+    folder = fetch(model_uri) / "artifacts" / ARTIFACT
+    if not folder.is_dir():
+        raise InvalidBundle(f"{model_uri} holds no catdog bundle: give a model that this project's training logged")
+    return Classifier(bundles.read(folder), **settings)
+
+
+def fetch(model_uri: str) -> Path:
+    """The folder of a model, downloaded if it is elsewhere.
+
+    Args:
+        model_uri: Any that MLflow knows.
+
+    Returns:
+        The folder that holds `MLmodel`.
+
+    Raises:
+        RegistryError: There is no such model.
+    """
     try:
-        path = Path(mlflow.artifacts.download_artifacts(artifact_uri=str(model_uri)))
+        return Path(mlflow.artifacts.download_artifacts(artifact_uri=str(model_uri)))
     except (MlflowException, OSError) as missing:
         raise RegistryError(
             f"model {model_uri} can't be had from {mlflow.get_tracking_uri()} ({missing}): "
             "give models:/<name>@<alias>, models:/<name>/<version>, runs:/<run id>/model or a folder"
         ) from None
-    folder = path / "artifacts" / ARTIFACT
-    if not folder.is_dir():
-        raise InvalidBundle(f"{model_uri} holds no catdog bundle: give a model that this project's training logged")
-    return Classifier(bundles.read(folder), **settings)
 
 
 def _write_bundle(

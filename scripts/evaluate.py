@@ -2,27 +2,34 @@
 
 from __future__ import annotations
 
+import math
+
 import click
 
 from scripts.program import program
 
 
 @click.command(context_settings={"show_default": True})
-@click.option("--model-uri", default="models:/CatDogClassifier@production", help="A model that this project logged.")
+@click.option(
+    "--model-uri", default="models:/CatDogClassifier@production", help="Any model that answers label and confidence."
+)
 @click.option("--data", default="sample", help="A folder with one sub-folder a class, 'sample' or 'oxford-iiit-pet'.")
-@click.option("--side", default="test", type=click.Choice(["train", "val", "test"]), help="Which side of the data.")
+@click.option("--side", default="test", type=click.Choice(["train", "val", "test", "all"]), help="Which side of the data.")
 def main(model_uri: str, data: str, side: str) -> None:
     """Measure a model on labelled photos, in a run of its own."""
     with program():
         from catdog_pyfunc.pipeline import tracking
 
-        with tracking.run(f"evaluate {model_uri.removeprefix('models:/')}"):
+        with tracking.run():
             from catdog_pyfunc.pipeline.measuring import measure
 
             evaluation = measure(model_uri, data, side)
-    click.echo(f"{side} accuracy {evaluation.accuracy}")
-    for name, recall in evaluation.recalls.items():
-        click.echo(f"{side} recall of {name} {recall}")
+    figures = {name: estimate for name, estimate in evaluation.estimates.items() if not math.isnan(estimate.value)}
+    width = max(map(len, figures))
+    for name, estimate in figures.items():
+        click.echo(f"{side} {name:<{width}}  {estimate}")
+    if evaluation.latency_p50_ms is not None:
+        click.echo(f"a lone picture: {evaluation.latency_p50_ms:.1f} ms, p99 {evaluation.latency_p99_ms:.1f} ms")
 
 
 if __name__ == "__main__":

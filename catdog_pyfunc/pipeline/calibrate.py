@@ -85,6 +85,11 @@ class Reliability:
     error: float
 
 
+def bins_of(confidences: npt.NDArray[np.float64], bins: int = 15) -> npt.NDArray[np.int64]:
+    """Which of the bins of equal width each confidence, 0..1, falls into: (N,) → (N,)."""
+    return np.minimum((confidences * bins).astype(np.int64), bins - 1)
+
+
 def reliability(confidences: npt.NDArray[np.float64], right: npt.NDArray[np.bool_], bins: int = 15) -> Reliability:
     """Compare confidence and accuracy in bins of equal width.
 
@@ -96,7 +101,7 @@ def reliability(confidences: npt.NDArray[np.float64], right: npt.NDArray[np.bool
     Returns:
         The comparison.
     """
-    place = np.minimum((confidences * bins).astype(np.int64), bins - 1)
+    place = bins_of(confidences, bins)
     counts = np.bincount(place, minlength=bins)
     held = counts > 0
     confidence = np.bincount(place, confidences, bins)[held] / counts[held]

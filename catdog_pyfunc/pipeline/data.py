@@ -14,6 +14,7 @@ from catdog_pyfunc.classifier import available_cores
 from catdog_pyfunc.errors import InvalidData
 
 SIDES = ("train", "val", "test")
+ALL = "all"  # every side at once, for measuring
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"})
 _VAL_SHARE, _TEST_SHARE = 0.15, 0.15
 
@@ -49,51 +50,57 @@ class Dataset:
     sides: dict[str, tuple[Example, ...]]
     problems: tuple[str, ...] = ()
 
+    def examples(self, side: str) -> tuple[Example, ...]:
+        """The pictures of a side, or of all."""
+        return tuple(example for one in (SIDES if side == ALL else (side,)) for example in self.sides[one])
+
     def counts(self, side: str) -> dict[str, int]:
-        """Class name → number of pictures on a side."""
-        counter = Counter(example.label for example in self.sides[side])
+        """Class name → number of pictures on a side, or on all."""
+        counter = Counter(example.label for example in self.examples(side))
         return {name: counter[index] for index, name in enumerate(self.classes)}
 
     def digest(self, *sides: str) -> str:
         """Name the content of some sides (all, if none is given): 16 hex digits, equal for equal pictures and labels."""
         lines = (
             f"{side} {self.classes[example.label]} {example.digest}\n"
-            for side in sides or SIDES
+            for side in (SIDES if ALL in (sides or (ALL,)) else sides)
             for example in sorted(self.sides[side], key=lambda example: (example.label, example.digest))
         )
         return hashlib.sha256("".join(lines).encode()).hexdigest()[:16]
 
-    def without(self, broken: dict[Path, str]) -> Dataset:
+    def without(self, broken: dict[Path, str], side: str | None = None) -> Dataset:
         """Leave broken pictures out.
 
         Args:
             broken: File → what is wrong with it.
+            side: As for `read_folder`.
 
         Returns:
             The rest, with the broken ones among its problems.
 
         Raises:
-            InvalidData: Nothing is left to learn from.
+            InvalidData: Nothing is left to learn from, or to measure on.
         """
         if not broken:
             return self
         sides = {side: tuple(e for e in examples if e.path not in broken) for side, examples in self.sides.items()}
         named = tuple(f"{path}: {reason}" for path, reason in sorted(broken.items()))
-        return _checked(replace(self, sides=sides, problems=self.problems + named))
+        return _checked(replace(self, sides=sides, problems=self.problems + named), side)
 
 
-def read_folder(folder: Path) -> Dataset:
+def read_folder(folder: Path, side: str | None = None) -> Dataset:
     """List a folder of photos.
 
     Args:
         folder: Either `train`, `val`, `test` with class sub-folders, or class sub-folders alone. A side that isn't there is
             taken out of train by content digest: the same file is always on the same side.
+        side: For measuring, the only side ("all": any) that must hold pictures; None, for training: all, of two classes.
 
     Returns:
         The data set; what had to be left out stands in its `problems`.
 
     Raises:
-        InvalidData: No such folder, fewer than two classes, or nothing to learn from.
+        InvalidData: No such folder, fewer than two classes, or nothing to learn from or to measure on.
     """
     if not folder.is_dir():
         raise InvalidData(
@@ -101,56 +108,71 @@ def read_folder(folder: Path) -> Dataset:
             "with one sub-folder a class, or 'sample', or 'oxford-iiit-pet'"
         )
     problems: list[str] = []
-    roots = {side: folder / side for side in SIDES if (folder / side).is_dir()} if (folder / "train").is_dir() else {}
-    roots = roots or {"train": folder}
-    found = {side: _list_classes(root, problems) for side, root in roots.items()}
-    labelled = {side: [(path, name) for name, paths in classes.items() for path in paths] for side, classes in found.items()}
-    return assemble(str(folder), labelled, {name for classes in found.values() for name in classes}, problems)
+    found = {one: _list_classes(root, problems) for one, root in side_folders(folder).items()}
+    labelled = {one: [(path, name) for name, paths in classes.items() for path in paths] for one, classes in found.items()}
+    return assemble(str(folder), labelled, {name for classes in found.values() for name in classes}, problems, side)
+
+
+def side_folders(folder: Path) -> dict[str, Path]:
+    """Side → the folder of its class folders; one that holds class folders alone is train's."""
+    there = {entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith(".")}
+    # Without train, `val` and `test` are sides only if there is nothing else: a class may be called "test".
+    named = bool(there) and ("train" in there or there <= set(SIDES))
+    return {side: folder / side for side in SIDES if side in there} if named else {"train": folder}
 
 
 def assemble(
-    source: str, labelled: dict[str, list[tuple[Path, str]]], names: Iterable[str], problems: Sequence[str] = ()
+    source: str,
+    labelled: dict[str, list[tuple[Path, str]]],
+    names: Iterable[str],
+    problems: Sequence[str] = (),
+    side: str | None = None,
 ) -> Dataset:
     """Make a data set of labelled files: digests, missing sides, duplicates across sides.
 
     Args:
         source: What to call the data set.
-        labelled: Side → (file, class name); "train" at least.
+        labelled: Side → (file, class name); what is missing is taken out of "train", if that is there.
         names: Every class that was found, also empty ones.
         problems: What is wrong already.
+        side: As for `read_folder`.
 
     Returns:
         The data set.
 
     Raises:
-        InvalidData: Fewer than two classes, or nothing to learn from.
+        InvalidData: Fewer than two classes, or nothing to learn from or to measure on.
     """
     named = list(problems)
     filled = {name for files in labelled.values() for _, name in files}
     named += [f"class {name!r} has no pictures: left out" for name in sorted(set(names) - filled)]
     classes = tuple(sorted(filled))
     index = {name: label for label, name in enumerate(classes)}
-    sides = {side: _digest_all(files, index, named) for side, files in labelled.items()}
-    missing = [side for side in SIDES if side not in sides]
+    sides = {one: _digest_all(files, index, named) for one, files in labelled.items()}
+    missing = [one for one in SIDES if one not in sides]
     if missing:
-        sides = {**sides, **_take_out(sides["train"], missing)}
+        sides = {**sides, **_take_out(sides.get("train", []), missing)}
     sides = _without_leaks(sides, classes, named)
-    return _checked(Dataset(source, classes, {side: tuple(sides[side]) for side in SIDES}, tuple(named)))
+    return _checked(Dataset(source, classes, {one: tuple(sides[one]) for one in SIDES}, tuple(named)), side)
 
 
-def _checked(dataset: Dataset) -> Dataset:
+def _checked(dataset: Dataset, side: str | None) -> Dataset:
     about = "".join(f"\n  {problem}" for problem in dataset.problems[:10])
     if not any(dataset.sides.values()):
         raise InvalidData(f"{dataset.source} holds no readable pictures ({', '.join(sorted(SUFFIXES))}){about}")
+    if side is not None:
+        if not dataset.examples(side):
+            raise InvalidData(f"{dataset.source} has no pictures in {side!r}: give another side, or {ALL!r}{about}")
+        return dataset
     in_train = [name for name, count in dataset.counts("train").items() if count]
     if len(in_train) < 2:
         raise InvalidData(
             f"{dataset.source} has training pictures of {len(in_train)} class ({', '.join(in_train)}); "
             f"at least 2 classes are needed, one sub-folder each{about}"
         )
-    for side in ("val", "test"):
-        if not dataset.sides[side]:
-            raise InvalidData(f"{dataset.source} has nothing in {side!r}: add pictures, {side} gets 15 % of them{about}")
+    for one in ("val", "test"):
+        if not dataset.sides[one]:
+            raise InvalidData(f"{dataset.source} has nothing in {one!r}: add pictures, {one} gets 15 % of them{about}")
     return dataset
 
 

@@ -1,158 +1,251 @@
-"""How good a classifier is, with intervals, measured through the artifact that serves."""
+"""How good a model is on labelled pictures, with intervals; whatever model can be asked."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
 
-from catdog_pyfunc.classifier import Classifier, Prediction
+from catdog_pyfunc.classifier import Prediction
 from catdog_pyfunc.errors import InvalidData
+from catdog_pyfunc.pipeline import scores
+from catdog_pyfunc.pipeline.answers import Ask, shares
 from catdog_pyfunc.pipeline.calibrate import Reliability, reliability
-from catdog_pyfunc.pipeline.data import Example
+from catdog_pyfunc.pipeline.data import Dataset
+from catdog_pyfunc.pipeline.intervals import Estimate, bootstrap, wilson
 from catdog_pyfunc.pipeline.progress import track
 
 _CHUNK = 64
-_LEAST_PROBABILITY = 1e-12  # log-loss of a certain mistake stays finite
+_TIMED_PICTURES, _TIMED_S = 100, 3.0
 
 
 @dataclass(frozen=True)
-class Proportion:
-    """A share of n trials with its 95 % Wilson score interval (Wilson 1927, JASA 22:209)."""
+class Photo:
+    """A labelled picture.
 
-    value: float
-    low: float
-    high: float
-    n: int
+    Attributes:
+        name: What to call it in a gallery.
+        truth: Its class's name.
+        read: Gives its file's bytes.
+    """
 
-    def __str__(self) -> str:
-        return f"{self.value:.4f} (95 % interval {self.low:.4f}–{self.high:.4f}, n = {self.n})"
-
-
-@dataclass(frozen=True)
-class Mistake:
-    """A picture that was called something else, or that couldn't be read."""
-
-    path: Path
+    name: str
     truth: str
-    prediction: Prediction
+    read: Callable[[], bytes]
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What a classifier did on labelled pictures.
+    """What a model did on labelled pictures.
 
     Attributes:
-        accuracy: Over all pictures; an unreadable one counts as wrong.
-        recalls: Class name → share of its pictures that were found.
-        log_loss: Mean negative log-probability of the truth, nats, over readable pictures.
+        classes: C names, the order of `confusion` and `probabilities`.
+        photos: N pictures.
+        predictions: N answers.
+        probabilities: (N, C); NaN for a picture that couldn't be read.
+        estimates: Metric → estimate. Shares have Wilson's interval: accuracy, precision_<class>, recall_<class>, accepted
+            (of readable pictures, `in_domain`), accuracy_accepted, unreadable. The others a bootstrap's: balanced_accuracy,
+            f1_<class>, auroc, log_loss (nats), calibration_error. An unreadable picture counts as wrong; the
+            last three are of readable ones. NaN where nothing could be measured.
         calibration: How far confidence is from accuracy; readable pictures.
-        accepted: Share of readable pictures that are `in_domain`.
         confusion: (C, C) counts, truth down and answer across; readable pictures.
-        classes: Class names, the order of `confusion`.
-        mistakes: Worst first: by confidence.
+        latency_p50_ms: Median time of a call with one picture; None if it wasn't measured.
+        latency_p99_ms: Likewise, the 99th percentile.
     """
 
-    accuracy: Proportion
-    recalls: dict[str, Proportion]
-    log_loss: float
-    calibration: Reliability
-    accepted: Proportion
-    confusion: npt.NDArray[np.int64]
     classes: tuple[str, ...]
-    mistakes: tuple[Mistake, ...]
+    photos: tuple[Photo, ...] = field(repr=False)
+    predictions: tuple[Prediction, ...] = field(repr=False)
+    probabilities: npt.NDArray[np.float64] = field(repr=False)
+    estimates: dict[str, Estimate]
+    calibration: Reliability
+    confusion: npt.NDArray[np.int64]
+    latency_p50_ms: float | None = None
+    latency_p99_ms: float | None = None
 
-    def metrics(self, side: str) -> dict[str, float]:
-        """The figures by name, for MLflow: `test/accuracy`, `test/accuracy_low`, `test/recall_cat`."""
-        return {
-            f"{side}/accuracy": self.accuracy.value,
-            f"{side}/accuracy_low": self.accuracy.low,
-            f"{side}/accuracy_high": self.accuracy.high,
-            f"{side}/log_loss": self.log_loss,
-            f"{side}/calibration_error": self.calibration.error,
-            f"{side}/accepted": self.accepted.value,
-            **{f"{side}/recall_{_metric_name(name)}": recall.value for name, recall in self.recalls.items()},
-        }
+    @property
+    def truths(self) -> tuple[str, ...]:
+        """N class names."""
+        return tuple(photo.truth for photo in self.photos)
+
+    @property
+    def right(self) -> npt.NDArray[np.bool_]:
+        """(N,), whether each answer was the truth."""
+        return np.array([p.label == photo.truth for photo, p in zip(self.photos, self.predictions, strict=True)], bool)
+
+    @property
+    def accuracy(self) -> Estimate:
+        """Over all pictures; an unreadable one counts as wrong."""
+        return self.estimates["accuracy"]
+
+    @property
+    def mistakes(self) -> tuple[tuple[Photo, Prediction], ...]:
+        """The wrong answers, the most confident first and pictures that couldn't be read last."""
+        wrong = [pair for pair, right in zip(self._pairs(), self.right, strict=True) if not right]
+        return tuple(sorted(wrong, key=lambda pair: -(pair[1].confidence or 0.0)))
+
+    @property
+    def least_sure(self) -> tuple[tuple[Photo, Prediction], ...]:
+        """The pictures that could be read, the least confident answer first."""
+        known = [pair for pair in self._pairs() if pair[1].confidence is not None]
+        return tuple(sorted(known, key=lambda pair: pair[1].confidence or 0.0))
+
+    def _pairs(self) -> list[tuple[Photo, Prediction]]:
+        return list(zip(self.photos, self.predictions, strict=True))
+
+    def metrics(self, prefix: str = "") -> dict[str, float]:
+        """The figures by name, for MLflow: `test/accuracy`, `test/accuracy_low`, `test/accuracy_high`, `test/recall_cat`.
+
+        Args:
+            prefix: What stands before the slash; empty: no slash either.
+
+        Returns:
+            Every estimate's value and the latencies, where there is one; the interval of accuracy alone.
+        """
+        named = {name: estimate.value for name, estimate in self.estimates.items()}
+        named |= {"accuracy_low": self.accuracy.low, "accuracy_high": self.accuracy.high}
+        if self.latency_p50_ms is not None and self.latency_p99_ms is not None:
+            named |= {"latency_p50_ms": self.latency_p50_ms, "latency_p99_ms": self.latency_p99_ms}
+        before = f"{prefix}/" if prefix else ""
+        return {before + _metric_name(name): value for name, value in named.items() if not math.isnan(value)}
 
 
-def wilson(right: int, n: int) -> Proportion:
-    """The share `right / n` with its 95 % Wilson score interval."""
-    if n == 0:
-        return Proportion(math.nan, 0.0, 1.0, 0)
-    z = 1.959964  # standard normal, 97.5 %
-    p = right / n
-    centre = (p + z * z / (2 * n)) / (1 + z * z / n)
-    half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-    return Proportion(p, max(0.0, centre - half), min(1.0, centre + half), n)
+def photos_of(dataset: Dataset, side: str) -> list[Photo]:
+    """The pictures of a data set's side ("train", "val", "test" or "all"), named by class folder and file."""
+    return [
+        Photo(f"{example.path.parent.name}/{example.path.name}", dataset.classes[example.label], example.path.read_bytes)
+        for example in dataset.examples(side)
+    ]
 
 
-def evaluate(classifier: Classifier, examples: Sequence[Example], names: Sequence[str]) -> Evaluation:
-    """Let a classifier answer labelled pictures.
+def evaluate(
+    ask: Ask, photos: Sequence[Photo], *, classes: Sequence[str] | None = None, seed: int = 0, latency: bool = True
+) -> Evaluation:
+    """Let a model answer labelled pictures.
 
     Args:
-        classifier: As loaded from the artifact.
-        examples: The pictures.
-        names: The class names that `Example.label` counts.
+        ask: The model; see `answers`.
+        photos: The pictures.
+        classes: What the model knows; None: the keys of its `probabilities`, and where it gives none, the labels that it
+            answers with and the truths.
+        seed: Of the bootstrap.
+        latency: Whether to time calls with one picture, for 3 seconds at most.
 
     Returns:
         The evaluation.
 
     Raises:
-        InvalidData: A class that the classifier doesn't know, or no pictures.
+        InvalidData: There are no pictures; a truth is none of the model's classes; or the answers can't be read.
     """
-    classes = classifier.bundle.description.classes
-    unknown = sorted(set(names) - set(classes))
-    if unknown:
-        raise InvalidData(
-            f"the data has classes {', '.join(unknown)} that the model doesn't know; it knows {', '.join(classes)}"
-        )
-    if not examples:
-        raise InvalidData("there is no picture to evaluate on: give data with a test side")
-    predictions = _answer(classifier, examples)
-    truths = [names[example.label] for example in examples]
-    right = [prediction.label == truth for prediction, truth in zip(predictions, truths, strict=True)]
-    confusion = np.zeros((len(classes), len(classes)), np.int64)
-    losses = []
-    for prediction, truth in zip(predictions, truths, strict=True):
-        if prediction.label is not None:
-            confusion[classes.index(truth), classes.index(prediction.label)] += 1
-            losses.append(-math.log(max(prediction.probabilities[truth], _LEAST_PROBABILITY)))
-    recalls = {
-        name: wilson(sum(r for r, t in zip(right, truths, strict=True) if t == name), truths.count(name)) for name in names
-    }
-    mistakes = [
-        Mistake(example.path, truth, prediction)
-        for example, truth, prediction in zip(examples, truths, predictions, strict=True)
-        if prediction.label != truth
-    ]
-    mistakes.sort(key=lambda mistake: -(mistake.prediction.confidence or 0.0))
-    return Evaluation(
-        accuracy=wilson(sum(right), len(right)),
-        recalls=recalls,
-        log_loss=float(np.mean(losses)) if losses else math.nan,
-        calibration=_calibration(predictions, right),
-        accepted=wilson(sum(p.in_domain is True for p in predictions), sum(p.error is None for p in predictions)),
-        confusion=confusion,
-        classes=classes,
-        mistakes=tuple(mistakes),
+    if not photos:
+        raise InvalidData("there is no picture to evaluate on: give data that has some")
+    predictions: list[Prediction] = []
+    starts = range(0, len(photos), _CHUNK)
+    for start in track(starts, f"evaluating, {_CHUNK} pictures each", len(starts)):
+        predictions += ask([photo.read() for photo in photos[start : start + _CHUNK]], False)
+        if start == 0:
+            _check_classes(photos, predictions, classes)  # before the rest is asked for nothing
+    known = tuple(classes or _check_classes(photos, predictions, classes))
+    timed = _latencies(ask, photos, predictions) if latency else []
+    median, tail = np.percentile(timed, [50, 99]).tolist() if timed else (None, None)
+    return _measured(known, tuple(photos), tuple(predictions), seed, median, tail)
+
+
+def _check_classes(
+    photos: Sequence[Photo], predictions: Sequence[Prediction], classes: Sequence[str] | None
+) -> tuple[str, ...]:
+    """The classes that a model knows, if all truths are among them."""
+    truths = sorted({photo.truth for photo in photos})
+    known = tuple(classes or next((p.probabilities for p in predictions if p.probabilities), ()))
+    if known:
+        unknown = [truth for truth in truths if truth not in known]
+        if unknown:
+            raise _unknown(unknown, "knows", known)
+        return known
+    answered = sorted({p.label for p in predictions if p.label is not None})
+    if answered and not set(answered) & set(truths):
+        raise _unknown(truths, "answers", answered)
+    return tuple(sorted({*truths, *answered}))
+
+
+def _unknown(unknown: Sequence[str], verb: str, known: Sequence[str]) -> InvalidData:
+    alike = {name.strip().casefold(): name for name in known}
+    meant = [(name, alike[name.strip().casefold()]) for name in unknown if name.strip().casefold() in alike]
+    hint = "".join(f"; {name!r} is {other!r} but for case or spaces: rename it" for name, other in meant[:3])
+    return InvalidData(
+        f"the data has classes {_listed(unknown)} that the model doesn't know; it {verb} {_listed(known)}{hint}"
     )
 
 
-def _calibration(predictions: Sequence[Prediction], right: Sequence[bool]) -> Reliability:
-    known = [(p.confidence, r) for p, r in zip(predictions, right, strict=True) if p.confidence is not None]
-    return reliability(np.array([confidence for confidence, _ in known]), np.array([r for _, r in known], dtype=bool))
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "")
 
 
-def _answer(classifier: Classifier, examples: Sequence[Example]) -> list[Prediction]:
-    starts = range(0, len(examples), _CHUNK)
-    predictions: list[Prediction] = []
-    for start in track(starts, "evaluating, 64 pictures each", len(starts)):
-        predictions += classifier.predict([example.path.read_bytes() for example in examples[start : start + _CHUNK]])
-    return predictions
+def _latencies(ask: Ask, photos: Sequence[Photo], predictions: Sequence[Prediction]) -> list[float]:
+    """Milliseconds of calls with one picture, each a different one that could be read."""
+    readable = [photo for photo, p in zip(photos, predictions, strict=True) if p.label is not None]
+    if not readable:
+        return []
+    count = min(len(readable), _TIMED_PICTURES)
+    pictures = [readable[k * len(readable) // count].read() for k in range(count)]
+    ask(pictures[:1], False)  # what only a first call does isn't measured
+    timed: list[float] = []
+    ends = time.perf_counter() + _TIMED_S
+    for picture in pictures:
+        began = time.perf_counter()
+        ask([picture], False)
+        timed.append(1000 * (time.perf_counter() - began))
+        if time.perf_counter() > ends:
+            break
+    return timed
+
+
+def _measured(
+    classes: tuple[str, ...],
+    photos: tuple[Photo, ...],
+    predictions: tuple[Prediction, ...],
+    seed: int,
+    median: float | None,
+    tail: float | None,
+) -> Evaluation:
+    index = {name: place for place, name in enumerate(classes)}
+    truths = np.array([index[photo.truth] for photo in photos], np.int64)
+    # A label that the model names among no probabilities, or a picture that couldn't be read: nothing's answer.
+    answers = np.array([index.get(p.label, -1) if p.label is not None else -1 for p in predictions], np.int64)
+    table = shares(predictions, classes)
+    read = np.array([p.label is not None for p in predictions], bool)
+    right = answers == truths
+    confidences = np.array([p.confidence for p in predictions if p.confidence is not None], np.float64)
+    labels = bootstrap(scores.of_labels(truths, answers, classes), len(photos), seed)
+    probable = scores.of_probabilities(truths[read], table[read], confidences, right[read])
+    confusion = np.zeros((len(classes), len(classes)), np.int64)
+    np.add.at(confusion, (truths[answers >= 0], answers[answers >= 0]), 1)
+    estimates = {"accuracy": wilson(int(right.sum()), len(photos)), "balanced_accuracy": labels["balanced_accuracy"]}
+    for name, place in index.items():
+        of, called = truths == place, answers == place
+        estimates[f"precision_{name}"] = wilson(int((of & called).sum()), int(called.sum()))
+        estimates[f"recall_{name}"] = wilson(int((of & called).sum()), int(of.sum()))
+        estimates[f"f1_{name}"] = labels[f"f1_{name}"]
+    estimates |= bootstrap(probable, int(read.sum()), seed) | _refusals(predictions, right, read)
+    return Evaluation(
+        classes, photos, predictions, table, estimates, reliability(confidences, right[read]), confusion, median, tail
+    )
+
+
+def _refusals(
+    predictions: Sequence[Prediction], right: npt.NDArray[np.bool_], read: npt.NDArray[np.bool_]
+) -> dict[str, Estimate]:
+    estimates = {}
+    if any(p.in_domain is not None for p in predictions):
+        accepted = read & np.array([p.in_domain is True for p in predictions], bool)
+        estimates["accepted"] = wilson(int(accepted.sum()), int(read.sum()))
+        estimates["accuracy_accepted"] = wilson(int((right & accepted).sum()), int(accepted.sum()))
+    estimates["unreadable"] = wilson(int((~read).sum()), len(predictions))
+    return estimates
 
 
 def _metric_name(name: str) -> str:

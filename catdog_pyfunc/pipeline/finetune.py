@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from torch.utils.data import Dataset as TorchDataset
 from torchvision.transforms import v2
 
 from catdog_pyfunc.classifier import available_cores
-from catdog_pyfunc.errors import InvalidImage, InvalidSetting
+from catdog_pyfunc.errors import InvalidSetting
 from catdog_pyfunc.network import Network
 from catdog_pyfunc.pipeline.data import Example
 from catdog_pyfunc.pipeline.head import Scores
@@ -66,29 +65,6 @@ class _Pictures(TorchDataset[tuple[Tensor, int]]):
         if self.augment is None:
             return torch.from_numpy(preprocess(content, self.spec).copy()).permute(2, 0, 1), example.label
         return self.augment(decode(content, DEFAULT_LIMITS, least_side=self.spec.resize)), example.label
-
-
-def find_broken(examples: Sequence[Example], spec: Preprocess) -> dict[Path, str]:
-    """Decode every picture once, for data that isn't embedded first.
-
-    Args:
-        examples: The pictures.
-        spec: How they will be prepared.
-
-    Returns:
-        File → what is wrong with it.
-    """
-
-    def reason(example: Example) -> str | None:
-        try:
-            preprocess(example.path.read_bytes(), spec)
-        except (InvalidImage, OSError) as wrong:
-            return str(wrong)
-        return None
-
-    with ThreadPoolExecutor(available_cores()) as pool:
-        reasons = list(track(pool.map(reason, examples), "checking pictures", len(examples)))
-    return {example.path: wrong for example, wrong in zip(examples, reasons, strict=True) if wrong}
 
 
 def finetune(

@@ -2,51 +2,162 @@
 
 from __future__ import annotations
 
+import contextlib
+import csv
+import io
+import math
+from pathlib import Path
+
 import mlflow
+from mlflow.data.dataset import Dataset as TrackedDataset
+from mlflow.entities import LoggedModelInput
+from mlflow.exceptions import MlflowException
+from mlflow.pyfunc import PyFuncModel
+from mlflow.store.artifact.utils.models import get_model_name_and_version
 
 from catdog_pyfunc import flavor
-from catdog_pyfunc.errors import InvalidData
-from catdog_pyfunc.pipeline import figures, sources, tracking
-from catdog_pyfunc.pipeline.data import SIDES
-from catdog_pyfunc.pipeline.evaluation import Evaluation, evaluate
+from catdog_pyfunc.errors import CatDogError, InvalidData, ModelFailed
+from catdog_pyfunc.pipeline import charts, sources, tracking
+from catdog_pyfunc.pipeline.answers import Ask, ask_pyfunc
+from catdog_pyfunc.pipeline.data import ALL, SIDES
+from catdog_pyfunc.pipeline.evaluation import Evaluation, evaluate, photos_of
+from catdog_pyfunc.pipeline.galleries import gallery, small_png
+
+ARTIFACTS = {
+    **{name: f"plots/{name}.png" for name in ("confusion_matrix", "roc", "reliability", "confidence")},
+    **{name: f"pictures/{name}.png" for name in ("worst_mistakes", "least_sure")},
+    "metrics": "tables/metrics.csv",
+}
+"""What every evaluation leaves in its run: name → path."""
 
 
 def measure(model_uri: str, data: str, side: str = "test") -> Evaluation:
-    """Evaluate a model in the active run (see `tracking.run`).
+    """Evaluate a model in the active run (see `tracking.run`), and link the run to the model.
 
     Args:
-        model_uri: Of a model that this project logged.
-        data: A folder, "sample" or "oxford-iiit-pet".
-        side: "train", "val" or "test".
+        model_uri: Of any pyfunc that answers pictures with `label` and `confidence`.
+        data: A folder, "sample" or "oxford-iiit-pet"; a folder needs pictures only in `side`.
+        side: "train", "val", "test", or "all" for every picture there is.
 
     Returns:
         The evaluation.
 
     Raises:
         RegistryError: No such model.
+        ModelFailed: The model can't be loaded, or fails.
         InvalidData: The data can't be used, or has classes that the model doesn't know.
     """
-    if side not in SIDES:
-        raise InvalidData(f"side {side!r} is not known: give one of {', '.join(SIDES)}")
+    if side not in (*SIDES, ALL):
+        raise InvalidData(f"side {side!r} is not known: give one of {', '.join((*SIDES, ALL))}")
     tracking.log_params({"model_uri": model_uri, "data": data, "side": side})
-    classifier = flavor.load_model(model_uri)
-    dataset = sources.open_data(data)
-    tracking.log_dataset(dataset, side)
-    mlflow.set_tags({"data.digest": dataset.digest(side), "bundle.digest": classifier.bundle.digest})
-    evaluation = evaluate(classifier, dataset.sides[side], dataset.classes)
-    log_evaluation(evaluation, side)
+    model = _load(model_uri)
+    dataset = sources.open_data(data, side)
+    tracked = tracking.log_dataset(dataset, side)
+    identity = _identity(model_uri, model)
+    mlflow.set_tags({**identity, "data.digest": dataset.digest(side)})
+    tracking.file_under(model.metadata.run_id)
+    called = f"v{identity['model.version']}" if "model.version" in identity else Path(model_uri).name
+    tracking.name_run(f"evaluate {called} on {Path(dataset.source).name}")
+    model_id = link(model)
+    ask = ask_pyfunc(model)
+    evaluation = evaluate(ask, photos_of(dataset, side))
+    log_evaluation(evaluation, ask, side, model_id, tracked)
     return evaluation
 
 
-def log_evaluation(evaluation: Evaluation, side: str, model_id: str | None = None) -> None:
-    """Log metrics, confusion matrix and the worst mistakes to the active run.
+def link(model: PyFuncModel) -> str | None:
+    """Make a model an input of the active run.
+
+    Args:
+        model: As `mlflow.pyfunc.load_model` gives it.
+
+    Returns:
+        The logged model's id; None if this tracking store has no such model, so that nothing can be linked.
+    """
+    active = mlflow.active_run()
+    if active is None or model.model_id is None:
+        return None
+    client = mlflow.MlflowClient()
+    try:
+        client.get_logged_model(model.model_id)
+        client.log_inputs(active.info.run_id, models=[LoggedModelInput(model.model_id)])
+    except MlflowException:  # logged elsewhere: its folder may have come by any way
+        return None
+    return str(model.model_id)
+
+
+def log_evaluation(
+    evaluation: Evaluation,
+    ask: Ask,
+    prefix: str,
+    model_id: str | None = None,
+    dataset: TrackedDataset | None = None,
+) -> None:
+    """Log metrics, plots, galleries and a table of all figures with their intervals to the active run.
 
     Args:
         evaluation: What was measured.
-        side: "train", "val" or "test": the first part of every metric's name.
-        model_id: Of the logged model that was measured, for the Models tab.
+        ask: The model, for the heat maps of the pictures that are shown.
+        prefix: "train", "val", "test" or "all": the first part of every metric's name.
+        model_id: Of the logged model that was measured, for its page.
+        dataset: What it was measured on, for the same.
     """
-    mlflow.log_metrics(evaluation.metrics(side), model_id=model_id)
-    mlflow.log_figure(figures.confusion_matrix(evaluation), "plots/confusion_matrix.png")
-    mlflow.log_figure(figures.reliability_diagram(evaluation.calibration), "plots/reliability.png")
-    mlflow.log_figure(figures.mistakes_gallery(evaluation.mistakes), "pictures/worst_mistakes.png")
+    mlflow.log_metrics(evaluation.metrics(prefix), model_id=model_id, dataset=dataset)
+    log_artifacts(evaluation, ask)
+
+
+def log_artifacts(evaluation: Evaluation, ask: Ask) -> None:
+    """Log plots, galleries and the table to the active run.
+
+    Args:
+        evaluation: What was measured.
+        ask: The model, for the heat maps of the pictures that are shown.
+    """
+    drawn = {
+        "confusion_matrix": charts.confusion_matrix,
+        "roc": charts.roc,
+        "reliability": charts.reliability,
+        "confidence": charts.confidence,
+    }
+    for name, chart in drawn.items():
+        mlflow.log_figure(chart(evaluation), ARTIFACTS[name], save_kwargs={"dpi": 120})
+    worst = gallery(evaluation.mistakes, ask, "The worst mistakes, the most confident first", "There are no mistakes")
+    doubtful = gallery(evaluation.least_sure, ask, "The answers that the model is least sure of", "No picture could be read")
+    mlflow.log_image(small_png(worst), ARTIFACTS["worst_mistakes"])
+    mlflow.log_image(small_png(doubtful), ARTIFACTS["least_sure"])
+    mlflow.log_text(_table(evaluation), ARTIFACTS["metrics"])
+
+
+def _load(model_uri: str) -> PyFuncModel:
+    folder = flavor.fetch(model_uri)
+    try:
+        model: PyFuncModel = mlflow.pyfunc.load_model(str(folder))
+    except CatDogError:
+        raise
+    except Exception as failure:  # whatever a stranger's code raises
+        reason = next(iter(str(failure).splitlines()), "")
+        raise ModelFailed(f"model {model_uri} can't be loaded: {type(failure).__name__}: {reason}") from failure
+    return model
+
+
+def _identity(model_uri: str, model: PyFuncModel) -> dict[str, str]:
+    tags = {"model.uri": model_uri}
+    if model_uri.startswith("models:/") and not model_uri.startswith("models:/m-"):
+        with contextlib.suppress(MlflowException):  # the model was there a moment ago; tags aren't worth a failure
+            name, version = get_model_name_and_version(mlflow.MlflowClient(), model_uri)  # type: ignore[no-untyped-call]
+            tags |= {"model.name": name, "model.version": str(version)}
+    digest = (model.metadata.metadata or {}).get("bundle_digest")
+    return {**tags, "bundle.digest": digest} if digest else tags
+
+
+def _table(evaluation: Evaluation) -> str:
+    lines = io.StringIO()
+    writer = csv.writer(lines, lineterminator="\n")
+    writer.writerow(["metric", "value", "low", "high", "n"])
+    for name, estimate in evaluation.estimates.items():
+        figures = (estimate.value, estimate.low, estimate.high)
+        writer.writerow([name, *("" if math.isnan(figure) else f"{figure:.6f}" for figure in figures), estimate.n])
+    for name in ("latency_p50_ms", "latency_p99_ms"):
+        if getattr(evaluation, name) is not None:
+            writer.writerow([name, f"{getattr(evaluation, name):.3f}", "", "", ""])
+    return lines.getvalue()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from dataclasses import replace
 from pathlib import Path
 
 from catdog_pyfunc.errors import InvalidData
@@ -13,23 +14,24 @@ from catdog_pyfunc.pipeline.data import Dataset, assemble, read_folder
 SAMPLE, PETS = "sample", "oxford-iiit-pet"
 
 
-def open_data(data: str) -> Dataset:
+def open_data(data: str, side: str | None = None) -> Dataset:
     """Find and list a data set.
 
     Args:
         data: A folder, "sample" (drawn, needs nothing) or "oxford-iiit-pet" (downloaded once by torchvision, 800 MB).
+        side: For measuring, the only side ("all": any) that must hold pictures; None: all must, for training.
 
     Returns:
-        The data set.
+        The data set; its `source` names it so that it can be opened again, a folder by its absolute path.
 
     Raises:
-        InvalidData: It isn't there, can't be downloaded, or can't be trained on.
+        InvalidData: It isn't there, can't be downloaded, or can't be trained or measured on.
     """
     if data == SAMPLE:
-        return read_folder(sample.make(cache_dir() / "sample"))
+        return replace(read_folder(sample.make(cache_dir() / "sample")), source=SAMPLE)
     if data == PETS:
         return open_pets(cache_dir())
-    return read_folder(Path(data).expanduser().resolve())
+    return read_folder(Path(data).expanduser().resolve(), side)
 
 
 def open_pets(root: Path) -> Dataset:
@@ -58,4 +60,4 @@ def open_pets(root: Path) -> Dataset:
         # torchvision opens each picture and drops its bytes; the list of files is only in these two attributes.
         for path, label in zip(pets._images, pets._bin_labels, strict=True):
             labelled[side].append((Path(path), pets.bin_classes[label].lower()))
-    return assemble(str(root / PETS), labelled, {name for files in labelled.values() for _, name in files})
+    return assemble(PETS, labelled, {name for files in labelled.values() for _, name in files})

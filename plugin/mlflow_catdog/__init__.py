@@ -1,1 +1,4 @@
-"""MLflow plugins for catdog-pyfunc; may import `catdog_pyfunc`, never the reverse. Nothing is registered yet."""
+"""MLflow plugins for catdog-pyfunc; may import `catdog_pyfunc`, never the reverse.
+
+`evaluator`: `mlflow.models.evaluate(…, evaluators="catdog")`. `dataset_source`: a run's pictures, found again.
+"""

@@ -119,6 +119,32 @@ def test_one_class_is_too_few(drawn: Path, tmp_path: Path):
         data.read_folder(tmp_path / "photos")
 
 
+def test_for_measuring_one_side_is_enough(drawn: Path, tmp_path: Path):
+    shutil.copytree(drawn / "test", tmp_path / "photos" / "test")
+    dataset = data.read_folder(tmp_path / "photos", "test")
+    assert dataset.counts("test") == {"cat": 12, "dog": 12}
+    assert dataset.digest("test") == data.read_folder(drawn).digest("test")
+    with pytest.raises(InvalidData, match="no pictures in 'train': give another side, or 'all'"):
+        data.read_folder(tmp_path / "photos", "train")
+    with pytest.raises(InvalidData, match="training pictures of 0 class"):
+        data.read_folder(tmp_path / "photos")
+
+
+def test_all_sides_together_are_every_picture(flat: Path, drawn: Path, tmp_path: Path):
+    assert data.read_folder(flat, data.ALL).counts(data.ALL) == {"cat": 54, "dog": 54}
+    assert data.read_folder(flat).digest(data.ALL) == data.read_folder(flat).digest()
+    few = tmp_path / "few" / "cat"
+    few.mkdir(parents=True)
+    shutil.copy(drawn / "test" / "cat" / "cat-0000.jpg", few)
+    assert len(data.read_folder(few.parent, data.ALL).examples(data.ALL)) == 1
+
+
+def test_a_class_may_be_called_test(drawn: Path, tmp_path: Path):
+    for name, label in (("test", "cat"), ("control", "dog")):
+        shutil.copytree(drawn / "train" / label, tmp_path / "photos" / name)
+    assert data.read_folder(tmp_path / "photos").classes == ("control", "test")
+
+
 def test_the_digest_names_the_content(drawn: Path, tmp_path: Path):
     shutil.copytree(drawn, tmp_path / "photos")
     assert data.read_folder(tmp_path / "photos").digest() == data.read_folder(drawn).digest()

@@ -1,4 +1,4 @@
-"""Weights, embeddings, head, fine-tuning, evaluation: what learns and what measures."""
+"""Weights, embeddings, head, fine-tuning: what learns."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ import torch
 
 from catdog_pyfunc.engine import Outputs
 from catdog_pyfunc.errors import InvalidSetting, InvalidWeights
-from catdog_pyfunc.pipeline import backbone, data, figures
+from catdog_pyfunc.pipeline import backbone, data
+from catdog_pyfunc.pipeline.broken import find_broken
 from catdog_pyfunc.pipeline.embed import embed
-from catdog_pyfunc.pipeline.evaluation import wilson
-from catdog_pyfunc.pipeline.finetune import Plan, find_broken, finetune
+from catdog_pyfunc.pipeline.finetune import Plan, finetune
 from catdog_pyfunc.pipeline.head import fit_head
 from catdog_pyfunc.preprocess import Preprocess, preprocess
 
@@ -187,14 +187,3 @@ def test_a_checkpoint_of_another_plan_is_refused(drawn: Path, tmp_path: Path):
         finetune(net.network, *sides, net.preprocess, Plan(2, 1e-3, 16, 0), checkpoint=tmp_path / "c.pt", on_epoch=stop)
     with pytest.raises(InvalidSetting, match="another plan"):
         finetune(net.network, *sides, net.preprocess, Plan(5, 1e-3, 16, 0), checkpoint=tmp_path / "c.pt", resume=True)
-
-
-def test_the_interval_is_wilsons():
-    """Against published values: 0 of 20 and 81 of 263 (Newcombe, Statistics in Medicine 17:857, 1998)."""
-    none, some = wilson(0, 20), wilson(81, 263)
-    assert (none.low, none.high) == pytest.approx((0.0, 0.1611), abs=5e-5)
-    assert (some.low, some.high) == pytest.approx((0.2553, 0.3662), abs=5e-5)
-
-
-def test_a_gallery_without_mistakes_says_so():
-    assert figures.mistakes_gallery([]).get_suptitle() == "No mistakes"
