@@ -1,22 +1,25 @@
-"""The model registry: register a run's model, and move aliases."""
+"""The model registry: register a run's model, find versions."""
 
 from __future__ import annotations
 
 import getpass
+import math
 import re
 from collections.abc import Mapping
 
 import mlflow
+from mlflow.entities import Run
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 
 from catdog_pyfunc.errors import InvalidSetting, RegistryError
 
 NAME = "CatDogClassifier"
-PRODUCTION = "production"
+PRODUCTION, STAGING, ARCHIVED = "production", "staging", "archived"
 _RESERVED = re.compile(r"latest|v\d+", re.IGNORECASE)
 _LONGEST_DESCRIPTION = 5000  # characters, in MLflow's schema; SQLite lets more pass, PostgreSQL doesn't
-_METRIC_TAGS = ("test/accuracy", "test/log_loss")  # the rest stands in the description
+_METRIC_TAGS = ("test/accuracy", "test/log_loss", "test/calibration_error")
+_MORE = ("log_loss", "calibration_error", "accepted")  # figures in a version's description
 _RUN_TAGS = ("data.digest", "author")  # of the run, for its version
 
 
@@ -26,7 +29,7 @@ def register(run_id: str, name: str = NAME, *, description: str | None = None) -
     Args:
         run_id: Of a training run that logged a model as `model`.
         name: The registered model; made if it isn't there.
-        description: Of the version; by default the one that training left with the run.
+        description: Of the version; by default the run's figures, and where its card lies.
 
     Returns:
         The version: the one there is, if this run's model is registered under this name already.
@@ -48,40 +51,49 @@ def register(run_id: str, name: str = NAME, *, description: str | None = None) -
             return version
     # By the logged model and not by runs:/…/model, which is the same one, but MLflow warns that it had to look it up.
     version = mlflow.register_model(f"models:/{run.outputs.model_outputs[-1].model_id}", name)
-    text = description or run.data.tags.get("mlflow.note.content")
-    if text:
-        client.update_model_version(name, version.version, description=_fitting(text))
+    client.update_model_version(name, version.version, description=fitting(description or _description(run)))
+    if not client.get_registered_model(name).description and run.data.params.get("data.classes"):
+        client.update_registered_model(name, f"Tells {run.data.params['data.classes']} apart on photos.")
     for key, value in _version_tags(run.data.tags, run.data.metrics).items():
         client.set_model_version_tag(name, version.version, key, value)
     return client.get_model_version(name, version.version)
 
 
-def promote(version: str, alias: str = PRODUCTION, name: str = NAME) -> ModelVersion:
-    """Let an alias point to a version.
+def check_alias(alias: str) -> None:
+    """Refuse an alias that can't be moved to a version.
 
     Args:
-        version: The version's number.
-        alias: Letters, digits, `_` and `-`; not `latest` or `v<number>`, which MLflow keeps for itself.
+        alias: Letters, digits, `_` and `-`; not `latest` or `v<number>`, which MLflow keeps for itself, nor `archived`.
+
+    Raises:
+        InvalidSetting: It is one of those.
+    """
+    if not re.fullmatch(r"[\w-]+", alias) or _RESERVED.fullmatch(alias):
+        raise InvalidSetting(f"alias {alias!r} is not allowed: use letters, digits, _ and -, but not 'latest' or 'v1'")
+    if alias == ARCHIVED:
+        raise InvalidSetting(f"alias {alias!r} goes to what a promotion replaces: promote another version instead")
+
+
+def find_version(name: str, version: str) -> ModelVersion:
+    """Get a version of a registered model.
+
+    Args:
         name: The registered model.
+        version: The version's number.
 
     Returns:
         The version.
 
     Raises:
-        InvalidSetting: MLflow doesn't allow such an alias.
-        RegistryError: No such model or version; the alias stays where it is.
+        RegistryError: No such model or version.
     """
-    if not re.fullmatch(r"[\w-]+", alias) or _RESERVED.fullmatch(alias):
-        raise InvalidSetting(f"alias {alias!r} is not allowed: use letters, digits, _ and -, but not 'latest' or 'v1'")
     client = mlflow.MlflowClient()
     try:
-        found = client.get_model_version(name, version)
+        return client.get_model_version(name, version)
     except MlflowException:
         there = sorted((int(v.version) for v in _versions(client, name)), reverse=True)
         known = f"it has {', '.join(map(str, there[:10]))}" if there else "there is no such model: train or register first"
         raise RegistryError(f"{name!r} has no version {version!r} in {mlflow.get_tracking_uri()}: {known}") from None
-    client.set_registered_model_alias(name, alias, found.version)
-    return found
 
 
 def latest_version(name: str = NAME) -> str:
@@ -104,11 +116,11 @@ def author() -> str:
         return "unknown"
 
 
-def _fitting(text: str) -> str:
-    """Cut a description to what a database column of MLflow's takes."""
+def fitting(text: str, rest: str = "the rest stands in the run's model_card.md") -> str:
+    """Cut a description to what a database column of MLflow's takes, and say where the rest is."""
     if len(text) <= _LONGEST_DESCRIPTION:
         return text
-    end = "\n\n… the rest stands in the run's model_card.md"
+    end = f"\n\n… {rest}"
     return text[: _LONGEST_DESCRIPTION - len(end)].rsplit("\n", 1)[0] + end
 
 
@@ -120,3 +132,16 @@ def _version_tags(run_tags: Mapping[str, str], metrics: Mapping[str, float]) -> 
     tags = {key: run_tags[key] for key in _RUN_TAGS if key in run_tags}
     tags.setdefault("author", run_tags.get("mlflow.user", author()))
     return {**tags, **{key: f"{metrics[key]:.4f}" for key in _METRIC_TAGS if key in metrics}}
+
+
+def _description(run: Run) -> str:
+    """Short, as a version's tags stand below it: figures, and links to where there is more."""
+    page = f"#/experiments/{run.info.experiment_id}/runs/{run.info.run_id}"
+    links = f"[training]({page}) · [model card]({page}/artifacts/model_card.md)"
+    metrics = run.data.metrics
+    if "test/accuracy" not in metrics:
+        return links
+    low, high = (metrics.get(f"test/accuracy_{end}", math.nan) for end in ("low", "high"))
+    figures = [f"test accuracy **{metrics['test/accuracy']:.4f}** ({low:.4f}–{high:.4f})"]
+    figures += [f"{name.replace('_', ' ')} {metrics[f'test/{name}']:.4f}" for name in _MORE if f"test/{name}" in metrics]
+    return f"{', '.join(figures)}\n\n{links}"

@@ -20,7 +20,7 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 @pytest.mark.parametrize("alias", ["latest", "v7", "", "a b", "a/b"])
 def test_an_alias_that_mlflow_keeps_for_itself_is_refused(alias: str):
     with pytest.raises(InvalidSetting, match="is not allowed"):
-        registry.promote("1", alias)
+        registry.check_alias(alias)
 
 
 def test_a_run_without_a_model_cannot_be_registered(store: mlflow.MlflowClient):
@@ -34,6 +34,6 @@ def test_a_run_without_a_model_cannot_be_registered(store: mlflow.MlflowClient):
 
 def test_a_description_fits_into_the_database():
     short, long = "short", "a line of a long card\n" * 1000
-    assert registry._fitting(short) == short
-    assert len(registry._fitting(long)) <= 5000
-    assert registry._fitting(long).endswith("model_card.md")
+    assert registry.fitting(short) == short
+    assert len(registry.fitting(long)) <= 5000
+    assert registry.fitting(long).endswith("model_card.md")
