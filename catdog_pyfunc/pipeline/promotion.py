@@ -1,0 +1,173 @@
+"""Promotion: evidence, verdict, move; each written down."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+
+import mlflow
+from mlflow.entities.model_registry import ModelVersion
+
+from catdog_pyfunc.errors import InvalidData, InvalidSetting, PromotionRefused
+from catdog_pyfunc.pipeline import moves, sources, tracking
+from catdog_pyfunc.pipeline.data import Dataset
+from catdog_pyfunc.pipeline.evaluation import photos_of
+from catdog_pyfunc.pipeline.folder_source import source_of
+from catdog_pyfunc.pipeline.gate import Judgement, Thresholds, judge, table
+from catdog_pyfunc.pipeline.journal import FORCED, PROMOTED, REFUSED, Entry, open_journal
+from catdog_pyfunc.pipeline.registry import NAME, PRODUCTION, check_alias, find_version
+
+AUTO = "auto"
+_FIGURES = ("accuracy", "log_loss", "calibration_error")
+_MOST_FAILED = 20  # named in the trail
+
+
+@dataclass(frozen=True)
+class Promotion:
+    """What is to be moved, and on what evidence.
+
+    Attributes:
+        version: The version's number.
+        alias: "production", "staging" or a name of your own.
+        name: The registered model.
+        data: Photos to decide on: a folder, "sample", "oxford-iiit-pet", or "auto": those that the challenger was tested on.
+        side: "train", "val", "test" or "all".
+        reason: Why, for the trail; needed to force.
+        force: Whether to move the alias whatever the checks say.
+        seed: Of the bootstrap.
+    """
+
+    version: str
+    alias: str = PRODUCTION
+    name: str = NAME
+    data: str = AUTO
+    side: str = "test"
+    reason: str = ""
+    force: bool = False
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_alias(self.alias)
+        if self.force and not self.reason.strip():
+            raise InvalidSetting("to force a promotion, say why: give a reason, which stays in the history")
+
+
+def promote(
+    promotion: Promotion, thresholds: Thresholds, show: Callable[[list[list[str]]], None] = lambda rows: None
+) -> Judgement | None:
+    """Let an alias point to another version, if that one passes the gate; in the active run (see `tracking.run`).
+
+    Args:
+        promotion: What is asked for.
+        thresholds: What the version must reach.
+        show: Gets the table of the checks, as soon as there is a verdict.
+
+    Returns:
+        What the gate saw; None if the alias points there already.
+
+    Raises:
+        RegistryError: No such model or version.
+        InvalidData: The photos can't be had or used.
+        PromotionRefused: It didn't pass: the alias stays, the refusal is in the trail.
+        PromotionLost: Somebody else moved the alias meanwhile: it stays where they put it.
+    """
+    name, alias = promotion.name, promotion.alias
+    title = f"v{promotion.version} → {alias}"
+    tracking.name_run(title)
+    version = find_version(name, promotion.version)
+    tracking.file_under(version.run_id)
+    journal = open_journal(name)
+    seen = moves.settle(journal)
+    aliases = mlflow.MlflowClient().get_registered_model(name).aliases
+    if str(aliases.get(alias)) == str(version.version):
+        return None
+    champion = str(aliases[alias]) if alias in aliases else None
+    dataset = _open_data(promotion, version)
+    digest = _log_question(promotion, thresholds, dataset, champion)
+    judgement = judge(
+        f"models:/{name}/{version.version}",
+        f"models:/{name}/{champion}" if champion else None,
+        photos_of(dataset, promotion.side),
+        thresholds,
+        seed=promotion.seed,
+        forced=promotion.force,
+    )
+    action = PROMOTED if not judgement.failed else FORCED if promotion.force else REFUSED
+    rows = table(judgement.checks)
+    show(rows)
+    tracking.name_run(title if action == PROMOTED else f"{title}, {action}")
+    _log_answer(judgement, action, rows)
+    entry = Entry(
+        action,
+        alias,
+        str(version.version),
+        champion,
+        promotion.reason,
+        figures=_figures(judgement),
+        data_digest=digest,
+        failed=judgement.failed[:_MOST_FAILED],
+        run_id=tracking.active_run_id(),
+    )
+    if action == REFUSED:
+        moves.note(journal, entry)
+        raise PromotionRefused(
+            f"version {version.version} of {name} doesn't get {alias!r}: {', '.join(judgement.failed)}; "
+            f"{_still(name, alias, champion)}. If it must: force with a reason"
+        )
+    moves.move(journal, entry, seen)
+    return judgement
+
+
+def _still(name: str, alias: str, champion: str | None) -> str:
+    return f"models:/{name}@{alias} is still version {champion}" if champion else f"{alias!r} still points to nothing"
+
+
+def _open_data(promotion: Promotion, version: ModelVersion) -> Dataset:
+    if promotion.data != AUTO:
+        return sources.open_data(promotion.data, promotion.side)
+    run = mlflow.MlflowClient().get_run(version.run_id) if version.run_id else None
+    source = source_of(run) if run else None
+    if not source:
+        raise InvalidData(
+            f"version {version.version} doesn't say what photos it was tested on: give data, a folder of class folders"
+        )
+    try:
+        return source.load()
+    except InvalidData as gone:
+        raise InvalidData(
+            f"the photos that version {version.version} was tested on can't be had ({gone}): give data"
+        ) from None
+
+
+def _log_question(promotion: Promotion, thresholds: Thresholds, dataset: Dataset, champion: str | None) -> str:
+    tracking.log_params({**asdict(promotion), **asdict(thresholds)})
+    tracking.log_dataset(dataset, promotion.side)
+    digest = dataset.digest(promotion.side)
+    mlflow.set_tags(
+        {
+            "model.name": promotion.name,
+            "model.version": promotion.version,
+            "model.champion": champion or "none",
+            "data.digest": digest,
+        }
+    )
+    return digest
+
+
+def _log_answer(judgement: Judgement, action: str, rows: list[list[str]]) -> None:
+    mlflow.set_tag("verdict", action)
+    mlflow.log_text(
+        "\n".join("| " + " | ".join(row) + " |" for row in [rows[0], ["---"] * 5, *rows[1:]]) + "\n", "gate/checks.md"
+    )
+    mlflow.log_dict({"checks": [asdict(check) for check in judgement.checks]}, "gate/checks.json")
+    for side, evaluation in (("challenger", judgement.challenger), ("champion", judgement.champion)):
+        if evaluation:
+            mlflow.log_metrics(evaluation.metrics(side))
+
+
+def _figures(judgement: Judgement) -> dict[str, float]:
+    figures: dict[str, float] = {}
+    for before, evaluation in (("", judgement.challenger), ("champion ", judgement.champion)):
+        if evaluation:
+            figures |= {before + name: round(evaluation.estimates[name].value, 6) for name in _FIGURES}
+    return figures
