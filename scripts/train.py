@@ -19,18 +19,18 @@ from scripts.program import program
 @click.option("--seed", default=0, help="Of all that is random.")
 @click.option("--resume", type=bool, default=False, help="Go on with a fine-tuning that was interrupted.")
 @click.option("--register", default="CatDogClassifier", help="The registered model; 'none' for no registration.")
-@click.option("--run-name", default="", help="Of the run; empty: made of backbone and data.")
-def main(run_name: str, register: str, data: str, backbone: str, **options: object) -> None:
+@click.option("--run-name", default="", help="Of the run; empty: made of what it does.")
+def main(run_name: str, register: str, **options: object) -> None:
     """Train, log and register a classifier."""
     with program():
         from catdog_pyfunc.pipeline import tracking
 
-        with tracking.run(run_name or f"{backbone} on {data.rstrip('/').rsplit('/', 1)[-1]}"):
+        with tracking.run(run_name or None):
             from catdog_pyfunc.pipeline.settings import Settings
             from catdog_pyfunc.pipeline.training import train  # torch takes seconds: the run is there meanwhile
 
             name = "" if register.lower() == "none" else register
-            result = train(Settings(data=data, backbone=backbone, register=name, **options))  # type: ignore[arg-type]
+            result = train(Settings(register=name, **options))  # type: ignore[arg-type]
     click.echo(f"test accuracy {result.evaluation.accuracy}")
     click.echo(f"model {result.model_uri}")
     if result.version:

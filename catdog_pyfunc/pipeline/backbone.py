@@ -13,9 +13,9 @@ from torchvision import models
 
 from catdog_pyfunc.errors import InvalidWeights
 from catdog_pyfunc.network import Network, build
+from catdog_pyfunc.pipeline.settings import IMAGENET, NONE
 from catdog_pyfunc.preprocess import Preprocess
 
-IMAGENET, NONE = "imagenet", "none"
 _CHOICES = "give weights=imagenet (downloaded once), a path to a state_dict of this backbone, or weights=none"
 
 

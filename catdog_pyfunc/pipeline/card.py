@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
 from catdog_pyfunc.bundle import Description
 from catdog_pyfunc.pipeline.data import SIDES, Dataset
-from catdog_pyfunc.pipeline.evaluation import Evaluation, Proportion
+from catdog_pyfunc.pipeline.evaluation import Evaluation
+from catdog_pyfunc.pipeline.intervals import Estimate
 from catdog_pyfunc.pipeline.registry import NAME
 
 CARD = "model_card.md"
@@ -28,11 +30,6 @@ Or `mlflow models serve -m models:/NAME@production -p 5001`, and then
   curl -s -H 'Content-Type: application/json' --data-binary @- http://127.0.0.1:5001/invocations
 ```
 """
-
-
-def summary(evaluation: Evaluation, dataset: Dataset) -> str:
-    """One line for the registry: accuracy with its interval, on what."""
-    return f"Tells {', '.join(dataset.classes)} apart; test accuracy {evaluation.accuracy}; data {dataset.digest()}."
 
 
 def write_card(
@@ -60,7 +57,7 @@ def write_card(
     head = f"""# {" / ".join(dataset.classes)} classifier
 
 {description.backbone} ({params["weights"]} weights), {spec.size}x{spec.size} pixels, a linear head on pooled features.
-Run `{run_id}`, bundle `{bundle_digest}`.
+**Test accuracy {evaluation.accuracy}.** Run `{run_id}`, bundle `{bundle_digest}`.
 """
     limits = f"""## Limits
 
@@ -81,32 +78,32 @@ def _data(dataset: Dataset) -> str:
         counts = dataset.counts(side)
         of_each = ", ".join(f"{name} {count}" for name, count in counts.items())
         rows.append([side, str(sum(counts.values())), of_each, f"`{dataset.digest(side)}`"])
-    problems = "\n".join(f"- {problem}" for problem in dataset.problems[:_MOST_PROBLEMS]) or "- nothing"
     table = _table(["side", "pictures", "classes", "digest"], rows)
-    return f"## Data\n\n`{dataset.source}`\n\n{table}\nLeft out:\n\n{problems}\n"
+    text = f"## Data\n\n`{dataset.source}`\n\n{table}"
+    if dataset.problems:
+        text += "\n### Left out\n\n" + "".join(f"- {problem}\n" for problem in dataset.problems[:_MOST_PROBLEMS])
+    return text
 
 
 def _measured(evaluation: Evaluation) -> str:
-    n = str(evaluation.accuracy.n)
-    rows = [
-        _shares("accuracy", evaluation.accuracy),
-        *(_shares(f"recall of {name}", recall) for name, recall in evaluation.recalls.items()),
-        _shares("accepted (`in_domain`)", evaluation.accepted),
-        ["log-loss (nats)", f"{evaluation.log_loss:.4f}", "", n],
-        ["expected calibration error, 15 bins", f"{evaluation.calibration.error:.4f}", "", n],
-    ]
-    table = _table(["", "value", "95 % interval (Wilson)", "n"], rows)
-    return f"## Measured on the test side, through the logged artifact\n\n{table}"
+    rows = [_figures(name, estimate) for name, estimate in evaluation.estimates.items() if not math.isnan(estimate.value)]
+    table = _table(["", "value", "95 % interval", "n"], rows)
+    text = (
+        "Log-loss in nats, expected calibration error over 15 bins, `accepted`: the share that is `in_domain`. Intervals: "
+        "Wilson's for shares, a bootstrap's for balanced accuracy, F1, AUROC, log-loss and calibration error."
+    )
+    if evaluation.latency_p50_ms is not None:
+        text += (
+            f" A lone picture took {evaluation.latency_p50_ms:.1f} ms (median; 99 % of them at most "
+            f"{evaluation.latency_p99_ms:.1f} ms) on the machine that measured, without a server."
+        )
+    return f"## Measured on the test side, through the logged artifact\n\n{text}\n\n{table}"
 
 
-def _shares(name: str, share: Proportion) -> list[str]:
-    return [name, _percent(share.value), f"{_percent(share.low)} – {_percent(share.high)}", str(share.n)]
+def _figures(name: str, estimate: Estimate) -> list[str]:
+    return [name, f"{estimate.value:.4f}", f"{estimate.low:.4f} – {estimate.high:.4f}", str(estimate.n)]
 
 
 def _table(columns: list[str], rows: list[list[str]]) -> str:
     lines = [columns, ["---"] * len(columns), *rows]
     return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.2f} %"

@@ -15,18 +15,16 @@ from catdog_pyfunc.bundle import Description
 from catdog_pyfunc.engine import OnnxEngine
 from catdog_pyfunc.pipeline import figures
 from catdog_pyfunc.pipeline.backbone import Backbone
+from catdog_pyfunc.pipeline.broken import find_broken
 from catdog_pyfunc.pipeline.cache import cache_dir
 from catdog_pyfunc.pipeline.calibrate import fit_rejection, fit_temperature
 from catdog_pyfunc.pipeline.data import SIDES, Dataset
 from catdog_pyfunc.pipeline.embed import Embeddings, embed
-from catdog_pyfunc.pipeline.finetune import Plan, find_broken, finetune
+from catdog_pyfunc.pipeline.finetune import Plan, finetune
 from catdog_pyfunc.pipeline.head import Head, Scores, fit_head
 from catdog_pyfunc.pipeline.progress import say
 from catdog_pyfunc.pipeline.settings import Settings
 from catdog_pyfunc.preprocess import Floats
-
-_SCRATCH_EPOCHS = 8
-_SCRATCH_RATE, _PRETRAINED_RATE = 3e-3, 1e-4
 
 
 @dataclass(frozen=True)
@@ -50,7 +48,7 @@ def learn(settings: Settings, dataset: Dataset, backbone: Backbone) -> Learned:
     """Fit the head on a pretrained backbone, train the whole network if asked to, calibrate on val.
 
     Args:
-        settings: How to learn.
+        settings: How to learn, resolved.
         dataset: What from.
         backbone: Its network is changed in place.
 
@@ -62,11 +60,8 @@ def learn(settings: Settings, dataset: Dataset, backbone: Backbone) -> Learned:
     else:  # random features know nothing that a head could learn from
         every = [example for side in SIDES for example in dataset.sides[side]]
         dataset = dataset.without(find_broken(every, backbone.preprocess))
-    epochs = settings.finetune_epochs
-    if epochs < 0:
-        epochs = 0 if backbone.pretrained else _SCRATCH_EPOCHS
-    if epochs:
-        _learn_all(settings, dataset, backbone, epochs)
+    if settings.finetune_epochs:
+        _learn_all(settings, dataset, backbone)
         known = {side: _embedded(dataset, backbone, side, Path(":memory:")).values for side in ("train", "val")}
     head = backbone.network.head
     weight, bias = head.weight.detach().numpy(), head.bias.detach().numpy()
@@ -108,8 +103,8 @@ def _learn_head(settings: Settings, dataset: Dataset, backbone: Backbone) -> tup
     return rest, values
 
 
-def _learn_all(settings: Settings, dataset: Dataset, backbone: Backbone, epochs: int) -> None:
-    rate = settings.learning_rate or (_PRETRAINED_RATE if backbone.pretrained else _SCRATCH_RATE)
+def _learn_all(settings: Settings, dataset: Dataset, backbone: Backbone) -> None:
+    epochs, rate = settings.finetune_epochs, settings.learning_rate
     plan = Plan(epochs, rate, settings.batch_size, settings.seed)
     mlflow.log_params(
         {"finetune.epochs": epochs, "finetune.learning_rate": rate, "finetune.weight_decay": plan.weight_decay}
@@ -126,7 +121,7 @@ def _learn_all(settings: Settings, dataset: Dataset, backbone: Backbone, epochs:
     kept = finetune(
         backbone.network, *sides, backbone.preprocess, plan, checkpoint=checkpoint, resume=settings.resume, on_epoch=on_epoch
     )
-    mlflow.log_metric("finetune/kept_epoch", kept)
+    mlflow.log_param("finetune.kept_epoch", kept)
     if history:
         figure = figures.curves(history, f"Fine-tuning {backbone.name}", "epoch", kept if len(history) == epochs else None)
         mlflow.log_figure(figure, "plots/curves_finetune.png")

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 from catdog_pyfunc.errors import InvalidSetting
 from catdog_pyfunc.pipeline import registry, sources
 
-AUTO = "auto"
+AUTO, IMAGENET, NONE = "auto", "imagenet", "none"
+_SAMPLE_SIZE = 96  # drawn pictures show all they have at this size, and train five times as fast as at 224
+_SCRATCH_EPOCHS = 8
+_SCRATCH_RATE, _PRETRAINED_RATE = 3e-3, 1e-4
 
 
 @dataclass(frozen=True)
@@ -47,3 +51,28 @@ class Settings:
                 raise InvalidSetting(f"{name} is {getattr(self, name)}; give at least {limit}")
         if 0 < self.image_size < 32:
             raise InvalidSetting(f"image_size is {self.image_size}; give 0 (the backbone's own) or at least 32")
+
+    def resolved(self) -> Settings:
+        """What "auto", 0 and -1 stand for here, put in their places (an `image_size` that is the backbone's own stays 0)."""
+        sample = self.data == sources.SAMPLE
+        weights = self.weights
+        if weights == AUTO:
+            weights = NONE if sample else IMAGENET
+        epochs = self.finetune_epochs
+        if epochs < 0:
+            epochs = _SCRATCH_EPOCHS if weights == NONE else 0
+        return replace(
+            self,
+            weights=weights,
+            image_size=self.image_size or (_SAMPLE_SIZE if sample else 0),
+            finetune_epochs=epochs,
+            learning_rate=self.learning_rate or (_SCRATCH_RATE if weights == NONE else _PRETRAINED_RATE),
+        )
+
+    def title(self) -> str:
+        """A run's name: what is most often varied first, as lists of runs show some twenty characters."""
+        settings = self.resolved()
+        how = f"lr {settings.learning_rate:g} × {settings.finetune_epochs}" if settings.finetune_epochs else "head"
+        parts = [how, settings.backbone, Path(settings.data).resolve().name]
+        parts += [f"seed {self.seed}"] if self.seed else []
+        return " · ".join([*parts, "flips"] if self.flips else parts)

@@ -6,26 +6,28 @@ import contextlib
 import json
 import os
 import platform
+import re
 import signal
 import threading
-import warnings
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import mlflow
 from mlflow.data.dataset import Dataset as TrackedDataset
-from mlflow.data.dataset_source_registry import resolve_dataset_source
 from mlflow.entities import RunStatus
 from mlflow.exceptions import MlflowException
 
 from catdog_pyfunc.classifier import available_cores
 from catdog_pyfunc.errors import TrackingError
 from catdog_pyfunc.pipeline import aftermath
-from catdog_pyfunc.pipeline.data import Dataset
+from catdog_pyfunc.pipeline.data import ALL, Dataset
+from catdog_pyfunc.pipeline.folder_source import ImageFolderSource
 
 EXPERIMENT = "catdog"
-_CONTEXTS = {"train": "training", "val": "validation", "test": "testing"}
+_MADE_UP = re.compile(r"[a-z]+-[a-z]+-\d+")  # "brawny-carp-123": MLflow's names for runs without one
+_CONTEXTS = {"train": "training", "val": "validation", "test": "testing", ALL: "evaluation"}
 
 
 @contextlib.contextmanager
@@ -33,7 +35,7 @@ def run(name: str | None = None) -> Iterator[mlflow.ActiveRun]:
     """Be in a run that ends as what happened: FINISHED, FAILED, or KILLED on Ctrl-C and SIGTERM; never left RUNNING.
 
     Args:
-        name: The run's name; None for one that MLflow makes up. Under `mlflow run` the run is there already.
+        name: The run's name, unless `mlflow run --run-name` gave one; None for one that MLflow makes up.
 
     Yields:
         The run.
@@ -53,8 +55,8 @@ def run(name: str | None = None) -> Iterator[mlflow.ActiveRun]:
                 "check MLFLOW_TRACKING_URI and that you may write there"
             ) from None
         try:
-            if name and under_mlflow_run:
-                mlflow.set_tag("mlflow.runName", name)
+            if name:
+                name_run(name)
             yield active
         except KeyboardInterrupt:
             mlflow.end_run(RunStatus.to_string(RunStatus.KILLED))
@@ -72,6 +74,29 @@ def run(name: str | None = None) -> Iterator[mlflow.ActiveRun]:
 def run_of_project(name: str) -> contextlib.AbstractContextManager[object]:
     """Be in the run that `mlflow run` made for an entry point, and name it; without one, make none."""
     return run(name) if "MLFLOW_RUN_ID" in os.environ else contextlib.nullcontext()
+
+
+def name_run(name: str) -> None:
+    """Name the active run, if any, again if need be; not one that began with a name which MLflow didn't make up."""
+    active = mlflow.active_run()
+    if active and _MADE_UP.fullmatch(active.info.run_name):  # the name it began with, whatever it is called by now
+        mlflow.set_tag("mlflow.runName", name)
+
+
+def file_under(run_id: str | None) -> None:
+    """Fold the active run away under the training whose model it is about, in the UI's list of runs."""
+    active = mlflow.active_run()
+    if active is None or not run_id:
+        return
+    with contextlib.suppress(MlflowException):  # a run that was deleted, or never was in this store
+        if mlflow.MlflowClient().get_run(run_id).info.experiment_id == active.info.experiment_id:
+            mlflow.set_tag("mlflow.parentRunId", run_id)
+
+
+def active_run_id() -> str:
+    """The active run's id; "" if there is none."""
+    active = mlflow.active_run()
+    return str(active.info.run_id) if active else ""
 
 
 @contextlib.contextmanager
@@ -107,10 +132,9 @@ class _FolderDataset(TrackedDataset):
 
     def __init__(self, dataset: Dataset, side: str) -> None:
         self._counts = dataset.counts(side)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # MLflow has several names for a local folder, and says so each time
-            source = resolve_dataset_source(dataset.source)
-        super().__init__(source, side, dataset.digest(side))
+        digest = dataset.digest(side)
+        # MLflow keeps one source for each name and digest of an experiment, so the name says which folder it is.
+        super().__init__(ImageFolderSource(dataset.source, side, digest), f"{Path(dataset.source).name}/{side}", digest)
 
     def _compute_digest(self) -> str:
         raise NotImplementedError("the digest is always given")
@@ -129,9 +153,15 @@ class _FolderDataset(TrackedDataset):
         return {**super().to_dict(), "profile": json.dumps(self.profile)}
 
 
-def log_dataset(dataset: Dataset, side: str) -> None:
-    """Make one side of a data set an input of the run."""
-    mlflow.log_input(_FolderDataset(dataset, side), context=_CONTEXTS[side])
+def log_dataset(dataset: Dataset, side: str) -> TrackedDataset:
+    """Make one side of a data set, or all, an input of the run.
+
+    Returns:
+        The data set as MLflow knows it, for `mlflow.log_metrics`.
+    """
+    tracked = _FolderDataset(dataset, side)
+    mlflow.log_input(tracked, context=_CONTEXTS[side])
+    return tracked
 
 
 def system_facts() -> dict[str, str]:

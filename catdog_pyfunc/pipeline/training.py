@@ -7,20 +7,21 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import mlflow
+from mlflow.data.dataset import Dataset as TrackedDataset
 
 from catdog_pyfunc import flavor
 from catdog_pyfunc.bundle import Description
-from catdog_pyfunc.pipeline import card, registry, sources, tracking
-from catdog_pyfunc.pipeline.backbone import IMAGENET, NONE, Backbone, load_backbone
+from catdog_pyfunc.pipeline import card, registry, sources, tracking, views
+from catdog_pyfunc.pipeline.answers import ask_classifier
+from catdog_pyfunc.pipeline.backbone import Backbone, load_backbone
 from catdog_pyfunc.pipeline.data import SIDES, Dataset
-from catdog_pyfunc.pipeline.evaluation import Evaluation, evaluate
+from catdog_pyfunc.pipeline.evaluation import Evaluation, evaluate, photos_of
 from catdog_pyfunc.pipeline.learning import Learned, learn
 from catdog_pyfunc.pipeline.measuring import log_evaluation
 from catdog_pyfunc.pipeline.progress import say
-from catdog_pyfunc.pipeline.settings import AUTO, Settings
+from catdog_pyfunc.pipeline.settings import Settings
 
 _AGREEMENT_PICTURES = 16  # on which the two engines must agree before anything is saved
-_SAMPLE_SIZE = 96  # drawn pictures show all they have at this size, and train five times as fast as at 224
 
 
 @dataclass(frozen=True)
@@ -57,47 +58,48 @@ def train(settings: Settings) -> Result:
     """
     active = mlflow.active_run()
     assert active is not None
+    tracking.name_run(settings.title())
     tracking.log_params({key: value for key, value in asdict(settings).items() if key != "resume"})
     mlflow.log_params(tracking.system_facts())
     mlflow.set_tag("author", registry.author())
+    views.furnish(active.info.experiment_id)
+    settings = settings.resolved()
     dataset = sources.open_data(settings.data)
     backbone = _open_backbone(settings, dataset)
     learned = learn(settings, dataset, backbone)
     dataset = learned.dataset
-    _log_data(dataset)
+    tracked = _log_data(dataset)
     description = _describe(settings, learned, backbone, active.info.run_id)
     say("saving the model")
     info = flavor.log_model(backbone.network, description, learned.reference, pictures=_pictures(dataset))
     classifier = flavor.load_model(info.model_uri)
-    evaluation = evaluate(classifier, dataset.sides["test"], dataset.classes)
-    log_evaluation(evaluation, "test", info.model_id)
+    ask = ask_classifier(classifier)
+    evaluation = evaluate(ask, photos_of(dataset, "test"), classes=description.classes, seed=settings.seed)
+    log_evaluation(evaluation, ask, "test", info.model_id, tracked)
     params = {**asdict(settings), "weights": backbone.weights, "image_size": backbone.preprocess.size}
     text = card.write_card(description, dataset, evaluation, active.info.run_id, classifier.bundle.digest, params)
-    _log_card(text, card.summary(evaluation, dataset), info.model_id)
+    _log_card(text, info.model_id)
     version = registry.register(active.info.run_id, settings.register).version if settings.register else None
     return Result(active.info.run_id, f"runs:/{active.info.run_id}/model", evaluation, str(version) if version else None)
 
 
 def _open_backbone(settings: Settings, dataset: Dataset) -> Backbone:
-    sample = settings.data == sources.SAMPLE
-    weights = settings.weights
-    if weights == AUTO:
-        weights = NONE if sample else IMAGENET
-    size = settings.image_size or (_SAMPLE_SIZE if sample else None)
-    backbone = load_backbone(settings.backbone, weights, len(dataset.classes), settings.seed, size)
+    size = settings.image_size or None
+    backbone = load_backbone(settings.backbone, settings.weights, len(dataset.classes), settings.seed, size)
     mlflow.log_params({"weights.used": backbone.weights, "weights.digest": backbone.digest})
     mlflow.log_params({f"preprocess.{key}": value for key, value in backbone.preprocess.to_dict().items()})
     return backbone
 
 
-def _log_data(dataset: Dataset) -> None:
-    for side in SIDES:
-        tracking.log_dataset(dataset, side)
+def _log_data(dataset: Dataset) -> TrackedDataset:
+    """Log all three sides; the test side is what the figures are of."""
+    tracked = {side: tracking.log_dataset(dataset, side) for side in SIDES}
     mlflow.set_tag("data.digest", dataset.digest())
     mlflow.log_params({"data.digest": dataset.digest(), "data.classes": ", ".join(dataset.classes)[:500]})
     if dataset.problems:
         mlflow.log_text("\n".join(dataset.problems) + "\n", "data/left_out.txt")
         say(f"{len(dataset.problems)} problems with the data (data/left_out.txt in the run), such as: {dataset.problems[0]}")
+    return tracked["test"]
 
 
 def _describe(settings: Settings, learned: Learned, backbone: Backbone, run_id: str) -> Description:
@@ -119,9 +121,9 @@ def _pictures(dataset: Dataset) -> list[bytes]:
     return [examples[k * len(examples) // count].path.read_bytes() for k in range(count)]
 
 
-def _log_card(text: str, summary: str, model_id: str) -> None:
+def _log_card(text: str, model_id: str) -> None:
     mlflow.log_text(text, card.CARD)
     with tempfile.TemporaryDirectory() as scratch:
         (Path(scratch) / card.CARD).write_text(text, encoding="utf-8")
         mlflow.MlflowClient().log_model_artifacts(model_id, scratch)
-    mlflow.set_tag("mlflow.note.content", f"{summary}\n\n{text}")
+    mlflow.set_tag("mlflow.note.content", text)

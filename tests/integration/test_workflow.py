@@ -65,9 +65,11 @@ def test_the_data_sets_are_inputs_with_digest_and_class_counts(project: Project)
 def test_plots_pictures_and_card_are_artifacts(project: Project):
     run = training_run(project)
     assert artifacts(project, run, "plots") == {
-        f"plots/{name}.png" for name in ("confusion_matrix", "curves_head", "regularisation", "reliability")
+        f"plots/{name}.png"
+        for name in ("confidence", "confusion_matrix", "curves_head", "regularisation", "reliability", "roc")
     }
-    assert artifacts(project, run, "pictures") == {"pictures/worst_mistakes.png"}
+    assert artifacts(project, run, "pictures") == {"pictures/least_sure.png", "pictures/worst_mistakes.png"}
+    assert artifacts(project, run, "tables") == {"tables/metrics.csv"}
     assert "model_card.md" in artifacts(project, run)
 
 
@@ -117,8 +119,24 @@ def test_evaluate_writes_a_run_of_its_own(project: Project, drawn: Path):
     assert "test accuracy" in done.stdout
     (run,) = (run for run in runs(project) if run.info.run_name.startswith("evaluate "))
     trained = training_run(project)
-    assert run.data.metrics["test/accuracy"] == trained.data.metrics["test/accuracy"]
+    for name in ("accuracy", "log_loss", "auroc"):
+        assert run.data.metrics[f"test/{name}"] == pytest.approx(trained.data.metrics[f"test/{name}"], abs=1e-6)
     assert "plots/confusion_matrix.png" in artifacts(project, run, "plots")
+    assert (run.data.tags["model.name"], run.data.tags["model.version"]) == (MODEL, "2")
+    assert {"model.uri", "bundle.digest", "data.digest"} <= set(run.data.tags)
+    (linked,) = project.client().get_run(run.info.run_id).inputs.model_inputs  # a search leaves them out
+    assert linked.model_id == trained.outputs.model_outputs[0].model_id
+    figures = [m for m in project.client().get_logged_model(linked.model_id).metrics if m.run_id == run.info.run_id]
+    assert {(m.dataset_name, m.dataset_digest) for m in figures} == {(f"{drawn.name}/test", run.data.tags["data.digest"])}
+
+
+def test_any_labelled_folder_can_be_evaluated_on(project: Project, drawn: Path, tmp_path: Path):
+    shutil.copytree(drawn / "test", tmp_path / "only_test" / "test")
+    shutil.copytree(drawn / "test" / "cat", tmp_path / "few" / "cat")
+    for data, side, n in (("only_test", "test", 24), ("few", "all", 12)):
+        done = project.run("-e", "evaluate", "-P", f"data={tmp_path / data}", "-P", f"side={side}")
+        assert done.returncode == 0, done.stderr
+        assert re.search(rf"^{side} accuracy .* n = {n}\)$", done.stdout, re.MULTILINE), done.stdout
 
 
 def test_training_can_leave_the_registry_alone_and_fine_tune(project: Project, drawn: Path, weights: Path):

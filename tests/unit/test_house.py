@@ -36,18 +36,29 @@ PIPELINE = [
     "progress",
     "cache",
     "data",
+    "broken",
     "sample",
     "sources",
+    "folder_source",
     "aftermath",
     "tracking",
     "registry",
     "settings",
+]
+PIPELINE += [
     "backbone",
     "embed",
     "head",
     "finetune",
+    "calibrate",
+    "intervals",
+    "isolated",
+    "answers",
+    "scores",
+    "evaluation",
 ]
-PIPELINE += ["calibrate", "evaluation", "figures", "learning", "measuring", "card", "training"]
+PIPELINE += ["figures", "charts", "galleries", "learning", "measuring", "card", "views", "training"]
+PIPELINE += ["isolation", "journal", "moves", "gate", "promotion"]
 ORDER = [f"catdog_pyfunc.{name}" for name in SERVING] + [f"catdog_pyfunc.pipeline.{name}" for name in PIPELINE]
 
 

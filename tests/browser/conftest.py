@@ -1,0 +1,211 @@
+"""MLflow's own UI in headless Chromium, over a project of two trainings that differ in their learning rate.
+
+CATDOG_CHROMIUM names the Chromium binary (Debian's is /usr/bin/chromium); without it these tests skip.
+CATDOG_SCREENSHOTS names a folder for what the tests saw; without it pytest's own temporary folder takes it.
+The pictures of the README are made so:
+
+    CATDOG_CHROMIUM=/usr/bin/chromium CATDOG_SCREENSHOTS=docs python -m pytest tests/browser/test_pictures.py
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+import requests
+from mlflow.entities import Run
+
+from tests.integration.conftest import Project, free_port, make_project
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, Page, Route
+
+START_TIMEOUT_S = 120
+PATIENCE_MS = 8_000  # for whatever must appear
+RATES = ("0.0001", "0.001")  # the second learns faster, and comes out better
+FLAGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+# What the browser of somebody who has been here before keeps: the view for trained models, greetings closed.
+BEEN_HERE = {
+    "mlflow.workflowType_v1": '"machine_learning"',
+    "mlflow.assistant.fab.autoOpenedOnFirstLoad_v1": "true",
+    "mlflow.assistant.panelOpen_v1": "false",
+    "_mlflow_model_registry_promo_modal_dismissed_v1": "true",
+}
+
+
+@dataclass(frozen=True)
+class Trained:
+    """The project, and its two training runs, in the order of `RATES`: versions 1 and 2."""
+
+    project: Project
+    runs: tuple[Run, Run]
+
+    @property
+    def experiment(self) -> str:
+        return str(self.runs[0].info.experiment_id)
+
+
+@dataclass
+class Window:
+    """A page of the UI."""
+
+    page: Page
+    address: str
+    screenshots: Path
+
+    def open(self, route: str) -> Page:
+        self.page.goto(f"{self.address}/#{route}")
+        return self.page
+
+    def open_run(self, run: Run, tab: str = "") -> Page:
+        return self.open(f"/experiments/{run.info.experiment_id}/runs/{run.info.run_id}{tab}")
+
+    def photograph(self, name: str) -> Path:
+        path = self.screenshots / f"{name}.png"
+        self.page.screenshot(path=path)
+        return path
+
+
+@pytest.fixture(scope="session")
+def chromium() -> str:
+    binary = os.environ.get("CATDOG_CHROMIUM")
+    if not binary:
+        pytest.skip("CATDOG_CHROMIUM is not set: it names a Chromium binary for the tests of the UI")
+    return binary
+
+
+@pytest.fixture(scope="session")
+def screenshots(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    named = os.environ.get("CATDOG_SCREENSHOTS")
+    folder = Path(named).resolve() if named else tmp_path_factory.mktemp("screenshots")
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def train_twice(folder: Path) -> Project:
+    """Version 1 was in production until version 2 took its place."""
+    from catdog_pyfunc.pipeline import sample
+
+    project = make_project(folder)
+    photos = sample.make(folder / "drawn", {"train": 150, "val": 40, "test": 40}).rename(folder / "pets")
+    training = {"data": photos, "weights": "none", "backbone": "resnet18", "image_size": 64, "finetune_epochs": 4}
+    # What is at stake is what the UI shows, and not how a busy machine does.
+    gate = {"min_accuracy": 0.5, "latency_allowed_ms": 10_000, "recall_margin": 1, "calibration_margin": 1}
+    for rate in RATES:
+        run(project, **training, learning_rate=rate)
+    run(project, "-e", "promote", **gate, version=1, reason="the first one")
+    run(project, "-e", "promote", **gate, version=2, reason="learned faster")
+    return project
+
+
+def run(project: Project, *words: str, **parameters: object) -> None:
+    given = [word for key, value in parameters.items() for word in ("-P", f"{key}={value}")]
+    done = project.run(*words, *given)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.fixture(scope="session")
+def trained(chromium: str, tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    project = train_twice(tmp_path_factory.mktemp("compared"))
+    client = project.client()
+    versions = [client.get_model_version("CatDogClassifier", number) for number in ("1", "2")]
+    first, second = (client.get_run(version.run_id) for version in versions)
+    assert (first.data.params["learning_rate"], second.data.params["learning_rate"]) == RATES
+    return Trained(project, (first, second))
+
+
+@pytest.fixture(scope="session")
+def ui(trained: Trained) -> Iterator[str]:
+    """The address of `mlflow ui`."""
+    project, port = trained.project, free_port()
+    command = ["mlflow", "ui", "--backend-store-uri", project.tracking_uri, "--port", str(port), "--workers", "1"]
+    log = project.folder / "ui.log"
+    with log.open("w") as stream:
+        server = subprocess.Popen(
+            command, cwd=project.folder, env=dict(project.environment), stdout=stream, stderr=stream, start_new_session=True
+        )
+    try:
+        wait_until_up(server, f"http://127.0.0.1:{port}/health", log)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(server.pid, signal.SIGTERM)
+        try:
+            server.wait(timeout=20)
+        except subprocess.TimeoutExpired:
+            os.killpg(server.pid, signal.SIGKILL)
+            server.wait(timeout=20)
+
+
+def wait_until_up(server: subprocess.Popen[bytes], health: str, log: Path) -> None:
+    deadline = time.monotonic() + START_TIMEOUT_S
+    while True:
+        with contextlib.suppress(requests.ConnectionError, requests.Timeout):
+            if requests.get(health, timeout=5).ok:
+                return
+        if server.poll() is not None or time.monotonic() > deadline:
+            pytest.fail(f"mlflow ui was not up within {START_TIMEOUT_S} s; its log ends:\n{log.read_text()[-3000:]}")
+        time.sleep(0.2)
+
+
+@pytest.fixture(scope="package")
+def browser(chromium: str) -> Iterator[Browser]:
+    """Chromium; ended with this package, as playwright keeps an event loop running while it lives."""
+    reason = "playwright is not installed, which drives the Chromium that CATDOG_CHROMIUM names: install the dev extra"
+    playwright = pytest.importorskip("playwright.sync_api", reason=reason)
+    with playwright.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=chromium, args=FLAGS)
+        try:
+            yield browser
+        finally:
+            browser.close()
+
+
+@contextlib.contextmanager
+def opened(browser: Browser, address: str, screenshots: Path, kept: dict[str, str], **options: object) -> Iterator[Window]:
+    """A window with a profile of its own, which reaches nothing but 127.0.0.1."""
+    context = browser.new_context(**{"viewport": {"width": 1400, "height": 900}, **options})  # type: ignore[arg-type]
+    context.set_default_timeout(PATIENCE_MS)
+    context.add_init_script("".join(f"localStorage.setItem({key!r}, {value!r});" for key, value in kept.items()))
+    page = context.new_page()
+
+    def only_here(route: Route) -> None:
+        if route.request.url.startswith("http://127.0.0.1:"):
+            route.continue_()
+        else:
+            route.abort()
+
+    page.route("**/*", only_here)
+    try:
+        yield Window(page, address, screenshots)
+    finally:
+        context.close()
+
+
+@pytest.fixture
+def window(browser: Browser, ui: str, screenshots: Path) -> Iterator[Window]:
+    with opened(browser, ui, screenshots, BEEN_HERE) as window:
+        yield window
+
+
+@pytest.fixture
+def first_window(browser: Browser, ui: str, screenshots: Path) -> Iterator[Window]:
+    """Of somebody who opens the UI for the first time."""
+    with opened(browser, ui, screenshots, {}) as window:
+        yield window
