@@ -16,7 +16,7 @@ from scripts.program import aligned, program
 def main(name: str, output: str) -> None:
     """Show who moved which alias when, from where to where, why, with which figures; oldest first."""
     with program():
-        from catdog_pyfunc.pipeline import moves, tracking
+        from catdog_pyfunc.pipeline import moves, pages, tracking
 
         with tracking.run_of_project("history"):
             entries = moves.history(name)
@@ -24,7 +24,7 @@ def main(name: str, output: str) -> None:
     if output == "json":
         click.echo(json.dumps([asdict(entry) for entry in entries], indent=2))
         return
-    click.echo(aligned(moves.rows(entries)))
+    click.echo(aligned(pages.rows(entries)))
 
 
 if __name__ == "__main__":

@@ -56,8 +56,8 @@ def write_card(
     spec = description.preprocess
     head = f"""# {" / ".join(dataset.classes)} classifier
 
-{description.backbone} ({params["weights"]} weights), {spec.size}x{spec.size} pixels, a linear head on pooled features.
-**Test accuracy {evaluation.accuracy}.** Run `{run_id}`, bundle `{bundle_digest}`.
+**Test accuracy {evaluation.accuracy}.** {description.backbone}, weights before training: {params["weights"]};
+{spec.size}x{spec.size} pixels, a linear head on pooled features. Run `{run_id}`, bundle `{bundle_digest}`.
 """
     limits = f"""## Limits
 

@@ -23,6 +23,8 @@ from catdog_pyfunc.errors import InvalidSetting, RegistryError, TrackingError
 from catdog_pyfunc.pipeline.registry import ARCHIVED, PRODUCTION, STAGING, author
 
 PROMOTED, FORCED, REFUSED, ROLLED_BACK, FOUND = "promoted", "forced", "refused", "rolled back", "found"
+FIGURES = ("accuracy", "log_loss", "calibration_error")
+"""What an entry keeps of an evaluation; `run_id` has the rest."""
 _RUN_TAG = "catdog.journal"  # on the experiment: the run whose parameters are the trail
 _LONGEST = 6000  # characters of a parameter in MLflow
 _DONE = ".done"

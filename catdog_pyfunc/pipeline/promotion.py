@@ -14,11 +14,10 @@ from catdog_pyfunc.pipeline.data import Dataset
 from catdog_pyfunc.pipeline.evaluation import photos_of
 from catdog_pyfunc.pipeline.folder_source import source_of
 from catdog_pyfunc.pipeline.gate import Judgement, Thresholds, judge, table
-from catdog_pyfunc.pipeline.journal import FORCED, PROMOTED, REFUSED, Entry, open_journal
+from catdog_pyfunc.pipeline.journal import FIGURES, FORCED, PROMOTED, REFUSED, Entry, open_journal
 from catdog_pyfunc.pipeline.registry import NAME, PRODUCTION, check_alias, find_version
 
 AUTO = "auto"
-_FIGURES = ("accuracy", "log_loss", "calibration_error")
 _MOST_FAILED = 20  # named in the trail
 
 
@@ -169,5 +168,5 @@ def _figures(judgement: Judgement) -> dict[str, float]:
     figures: dict[str, float] = {}
     for before, evaluation in (("", judgement.challenger), ("champion ", judgement.champion)):
         if evaluation:
-            figures |= {before + name: round(evaluation.estimates[name].value, 6) for name in _FIGURES}
+            figures |= {before + name: round(evaluation.estimates[name].value, 6) for name in FIGURES}
     return figures

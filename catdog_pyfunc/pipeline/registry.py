@@ -9,7 +9,7 @@ from collections.abc import Mapping
 
 import mlflow
 from mlflow.entities import Run
-from mlflow.entities.model_registry import ModelVersion
+from mlflow.entities.model_registry import ModelVersion, RegisteredModel
 from mlflow.exceptions import MlflowException
 
 from catdog_pyfunc.errors import InvalidSetting, RegistryError
@@ -18,7 +18,7 @@ NAME = "CatDogClassifier"
 PRODUCTION, STAGING, ARCHIVED = "production", "staging", "archived"
 _RESERVED = re.compile(r"latest|v\d+", re.IGNORECASE)
 _LONGEST_DESCRIPTION = 5000  # characters, in MLflow's schema; SQLite lets more pass, PostgreSQL doesn't
-_METRIC_TAGS = ("test/accuracy", "test/log_loss", "test/calibration_error")
+_METRIC_TAGS = ("test/accuracy", "test/log_loss")  # few, as each is a line in the list of versions
 _MORE = ("log_loss", "calibration_error", "accepted")  # figures in a version's description
 _RUN_TAGS = ("data.digest", "author")  # of the run, for its version
 
@@ -72,6 +72,32 @@ def check_alias(alias: str) -> None:
         raise InvalidSetting(f"alias {alias!r} is not allowed: use letters, digits, _ and -, but not 'latest' or 'v1'")
     if alias == ARCHIVED:
         raise InvalidSetting(f"alias {alias!r} goes to what a promotion replaces: promote another version instead")
+
+
+def find_model(name: str) -> RegisteredModel:
+    """Get a registered model.
+
+    Args:
+        name: The registered model.
+
+    Returns:
+        It.
+
+    Raises:
+        RegistryError: There is none of this name.
+    """
+    try:
+        return mlflow.MlflowClient().get_registered_model(name)
+    except MlflowException:
+        raise RegistryError(f"there is no model {name!r} in {mlflow.get_tracking_uri()}: train or register first") from None
+
+
+def version_if_there(client: mlflow.MlflowClient, name: str, version: str) -> ModelVersion | None:
+    """Get a version of a registered model; None if it was deleted."""
+    try:
+        return client.get_model_version(name, version)
+    except MlflowException:
+        return None
 
 
 def find_version(name: str, version: str) -> ModelVersion:

@@ -101,14 +101,14 @@ def test_what_is_no_worse_gets_the_alias_and_what_it_replaces_is_archived(
     version = project.client().get_model_version(MODEL, "2")
     assert version.tags["stage"] == "production"
     assert version.tags["moved.why"] == "better food"
-    assert (version.tags["gate.accuracy"], version.tags["gate.champion_accuracy"]) == ("0.9583", "0.9167")
     assert "**production** · promoted to production" in version.description
+    assert "accuracy 0.9583 (champion 0.9167)" in version.description
     assert "better food" in project.client().get_registered_model(MODEL).description
     run = last_run(project)
     assert run.info.run_name == "v2 → production"
     assert run.data.tags["mlflow.parentRunId"] == version.run_id
     assert run.data.tags["verdict"] == "promoted"
-    assert run.data.tags["data.digest"] == version.tags["gate.data.digest"]
+    assert run.data.tags["data.digest"] == moves.history(MODEL)[-1].data_digest
     assert {"min_accuracy", "alpha", "log_loss_margin", "recall_margin", "latency_ratio", "reason"} <= set(run.data.params)
     assert run.data.metrics["challenger/accuracy"] > run.data.metrics["champion/accuracy"]
     checks = Path(project.client().download_artifacts(run.info.run_id, "gate/checks.json", str(tmp_path)))

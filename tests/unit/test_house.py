@@ -58,7 +58,7 @@ PIPELINE += [
     "evaluation",
 ]
 PIPELINE += ["figures", "charts", "galleries", "learning", "measuring", "card", "views", "training"]
-PIPELINE += ["isolation", "journal", "moves", "gate", "promotion"]
+PIPELINE += ["isolation", "journal", "pages", "moves", "gate", "promotion"]
 ORDER = [f"catdog_pyfunc.{name}" for name in SERVING] + [f"catdog_pyfunc.pipeline.{name}" for name in PIPELINE]
 
 
