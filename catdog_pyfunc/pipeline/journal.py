@@ -39,7 +39,7 @@ class Entry:
     Attributes:
         action: "promoted", "forced", "refused", "rolled back", or "found": moved by other means, and noticed later.
         alias: That was to be moved, or was.
-        version: That it was to point to.
+        version: That it was to point to; "" for none: somebody has removed the alias.
         previous: That it pointed to; None for none.
         reason: Given by who did it, or what was noticed.
         figures: Name → value, such as "accuracy" and "champion accuracy".
@@ -216,6 +216,11 @@ def replay(entries: Iterable[Entry]) -> Standing:
 
 def _follow(standing: Standing, entry: Entry) -> None:
     stack, holders = standing.stacks.setdefault(entry.alias, []), standing.holders
+    if not entry.version:
+        removed = holders.pop(entry.alias, None)
+        if removed and removed not in holders.values():
+            standing.stages[removed] = ARCHIVED
+        return
     if entry.action == ROLLED_BACK and entry.version in stack:
         while stack[-1] != entry.version:
             stack.pop()

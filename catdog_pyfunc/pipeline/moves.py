@@ -50,7 +50,7 @@ def settle(journal: Journal) -> list[Entry]:
         return entries
     try:
         journal.append(found, len(entries))
-        say(f"{found.alias} of {journal.name} was moved from {found.previous} to {found.version} by other means: noted")
+        say(f"{found.alias} was moved from {found.previous} to {found.version or None} by other means: noted")
     except Taken:
         pass
     return settle(journal)
@@ -136,12 +136,14 @@ def _moved_by_others(name: str, standing: Standing) -> Entry | None:
     for last in (False, True):
         aliases = {alias: str(version) for alias, version in find_model(name).aliases.items()}
         watched = {PRODUCTION, STAGING, *standing.holders} - {ARCHIVED}
-        moved = [alias for alias in sorted(watched) if alias in aliases and aliases[alias] != standing.holders.get(alias)]
+        moved = [alias for alias in sorted(watched) if aliases.get(alias) != standing.holders.get(alias)]
         if not moved:
             return None
         if last:
             was = standing.holders.get(moved[0])
-            return Entry(FOUND, moved[0], aliases[moved[0]], was, "moved by other means, noticed now", author="unknown")
+            return Entry(
+                FOUND, moved[0], aliases.get(moved[0], ""), was, "moved by other means, noticed now", author="unknown"
+            )
         time.sleep(_GRACE_S)
     return None
 

@@ -56,7 +56,7 @@ def show_trail(client: mlflow.MlflowClient, name: str, entries: list[Entry]) -> 
 
 
 def _lines(version: str, stage: str, last: Entry, measured: Entry | None) -> list[str]:
-    what = f"{last.action} to {last.alias}" if last.version == version else f"replaced by version {last.version}"
+    what = f"{last.action} to {last.alias}" if last.version == version else f"replaced by version {last.version or 'none'}"
     lines = [f"**{stage}** · {what}, {_when(last)} UTC, by {last.author}" + (f": {last.reason}" if last.reason else "")]
     if measured:
         lines += ["", f"{_figures(measured)}; photos `{measured.data_digest}`"]
@@ -70,7 +70,7 @@ def rows(entries: Iterable[Entry]) -> list[list[str]]:
 
 
 def _row(entry: Entry) -> list[str]:
-    cells = [_when(entry), entry.author, entry.action, entry.alias, entry.previous or "-", entry.version]
+    cells = [_when(entry), entry.author, entry.action, entry.alias, entry.previous or "-", entry.version or "-"]
     cells += [_figures(entry, ("accuracy",)), entry.data_digest, _why(entry)]
     return [" ".join(cell.split()) for cell in cells]
 
@@ -95,7 +95,8 @@ def _figures(entry: Entry, names: Iterable[str] = FIGURES) -> str:
 
 def _told(entry: Entry) -> str:
     """An entry as a line of a Markdown list: MLflow's pages leave no room between a table's columns."""
-    where = f"version {entry.version}" if entry.previous is None else f"version {entry.previous} → {entry.version}"
+    to = entry.version or "none"
+    where = f"version {to}" if entry.previous is None else f"version {entry.previous} → {to}"
     told = f"- **{entry.alias}: {where}**, {entry.action} {_when(entry)} UTC by {entry.author}"
     told += "".join(f", {part}" for part in [_figures(entry, ("accuracy",))] if part)
     return " ".join((told + "".join(f": {part}" for part in [_why(entry)] if part)).split())

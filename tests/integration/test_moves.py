@@ -182,6 +182,18 @@ def test_an_alias_that_was_moved_by_other_means_is_noted_and_can_be_rolled_back(
     check_whole(client, name)
 
 
+def test_an_alias_that_somebody_removed_stays_away_and_can_be_brought_back(client: mlflow.MlflowClient, name: str):
+    promote(name, "1")
+    promote(name, "2")
+    client.delete_registered_model_alias(name, "production")
+    promote(name, "3", "staging")
+    assert aliases(client, name) == {"staging": "3", "archived": "1"}
+    assert stages(client, name)["2"] == "archived"
+    assert [(entry.action, entry.version) for entry in moves.history(name)][2] == ("found", "")
+    assert moves.roll_back(name).version == "1"
+    check_whole(client, name)
+
+
 def test_what_stood_in_production_before_the_first_promotion_can_be_rolled_back_to(client: mlflow.MlflowClient, name: str):
     client.set_registered_model_alias(name, "production", "3")
     promote(name, "4")

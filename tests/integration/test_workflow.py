@@ -77,8 +77,10 @@ def test_the_registered_version_can_be_judged_by_its_page(project: Project):
     version = project.client().get_model_version_by_alias(MODEL, "production")
     assert version.version in (2, "2")
     assert "test accuracy" in version.description
-    assert "# cat / dog classifier" in version.description
-    assert {"author", "data.digest", "test/accuracy", "test/log_loss"} <= set(version.tags)
+    assert "[model card](#/experiments/" in version.description
+    assert "promoted to production" in version.description
+    assert "Tells cat, dog apart" in project.client().get_registered_model(MODEL).description
+    assert {"stage", "author", "data.digest", "test/accuracy", "test/log_loss"} <= set(version.tags)
 
 
 def test_the_model_holds_its_card(project: Project):
@@ -107,17 +109,29 @@ def test_plain_mlflow_register_model_works(project: Project):
     assert done.stdout.strip().endswith("1")
 
 
-def test_an_alias_moves(project: Project):
+def test_promoted_to_staging_rolled_back_and_told(project: Project):
+    lenient = ("-P", "min_accuracy=0", "-P", "latency_allowed_ms=60000", "-P", "recall_margin=1", "-P", "alpha=0")
+    lenient += ("-P", "log_loss_margin=9", "-P", "calibration_margin=1", "-P", "alias=staging", "-P", "reason=to look at it")
     for version in ("1", "2"):
-        assert project.run("-e", "promote", "-P", f"version={version}", "-P", "alias=staging").returncode == 0
+        done = project.run("-e", "promote", "-P", f"version={version}", *lenient)
+        assert done.returncode == 0, done.stderr
+        assert re.search(r"^check +challenger +champion +needed +verdict$", done.stdout, re.MULTILINE), done.stdout
         assert str(project.client().get_model_version_by_alias(MODEL, "staging").version) == version
+    done = project.run("-e", "rollback", "-P", "alias=staging", "-P", "reason=seen enough")
+    assert done.returncode == 0, done.stderr
+    assert f"models:/{MODEL}@staging is version 1 again (it was 2)" in done.stdout
+    done = project.run("-e", "history")
+    assert done.returncode == 0, done.stderr
+    lines = [line for line in done.stdout.splitlines() if " staging " in line]
+    assert [("rolled back" in line, "seen enough" in line) for line in lines] == [(False, False)] * 2 + [(True, True)]
 
 
 def test_evaluate_writes_a_run_of_its_own(project: Project, drawn: Path):
     done = project.run("-e", "evaluate", "-P", f"data={drawn}")
     assert done.returncode == 0, done.stderr
     assert "test accuracy" in done.stdout
-    (run,) = (run for run in runs(project) if run.info.run_name.startswith("evaluate "))
+    (run,) = (run for run in runs(project) if run.info.run_name == f"evaluate v2 on {drawn.name}")
+    assert run.data.tags["mlflow.parentRunId"] == training_run(project).info.run_id
     trained = training_run(project)
     for name in ("accuracy", "log_loss", "auroc"):
         assert run.data.metrics[f"test/{name}"] == pytest.approx(trained.data.metrics[f"test/{name}"], abs=1e-6)
