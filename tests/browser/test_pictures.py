@@ -55,7 +55,7 @@ def test_the_picture_of_the_runs(wide_window: Window, trained: Trained):
     page.get_by_role("menuitem", name="Results").get_by_text("Results").click()
     expect(page.get_by_role("columnheader", name="test/accuracy").first).to_be_visible()
     expect(page.get_by_role("link", name=trained.runs[1].info.run_name, exact=True)).to_be_visible()
-    keep(wide_window, "ui-runs", 400)
+    keep(wide_window, "ui-runs", 430)
 
 
 def test_the_picture_of_a_comparison(wide_window: Window, trained: Trained):
