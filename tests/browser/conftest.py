@@ -11,24 +11,19 @@ from __future__ import annotations
 
 import contextlib
 import os
-import signal
-import subprocess
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-import requests
 from mlflow.entities import Run
 
-from tests.integration.conftest import Project, free_port, make_project
+from tests.integration.conftest import Project, free_port, make_project, running
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page, Route
 
-START_TIMEOUT_S = 120
 PATIENCE_MS = 8_000  # for whatever must appear
 RATES = ("0.0001", "0.001")  # the second learns faster, and comes out better
 FLAGS = [
@@ -135,33 +130,10 @@ def ui(trained: Trained) -> Iterator[str]:
     """The address of `mlflow ui`."""
     project, port = trained.project, free_port()
     command = ["mlflow", "ui", "--backend-store-uri", project.tracking_uri, "--port", str(port), "--workers", "1"]
-    log = project.folder / "ui.log"
-    with log.open("w") as stream:
-        server = subprocess.Popen(
-            command, cwd=project.folder, env=dict(project.environment), stdout=stream, stderr=stream, start_new_session=True
-        )
-    try:
-        wait_until_up(server, f"http://127.0.0.1:{port}/health", log)
+    with running(
+        command, f"http://127.0.0.1:{port}/health", project.folder / "ui.log", cwd=project.folder, env=project.environment
+    ):
         yield f"http://127.0.0.1:{port}"
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(server.pid, signal.SIGTERM)
-        try:
-            server.wait(timeout=20)
-        except subprocess.TimeoutExpired:
-            os.killpg(server.pid, signal.SIGKILL)
-            server.wait(timeout=20)
-
-
-def wait_until_up(server: subprocess.Popen[bytes], health: str, log: Path) -> None:
-    deadline = time.monotonic() + START_TIMEOUT_S
-    while True:
-        with contextlib.suppress(requests.ConnectionError, requests.Timeout):
-            if requests.get(health, timeout=5).ok:
-                return
-        if server.poll() is not None or time.monotonic() > deadline:
-            pytest.fail(f"mlflow ui was not up within {START_TIMEOUT_S} s; its log ends:\n{log.read_text()[-3000:]}")
-        time.sleep(0.2)
 
 
 @pytest.fixture(scope="package")

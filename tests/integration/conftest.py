@@ -83,26 +83,26 @@ def free_port() -> int:
 
 
 @contextlib.contextmanager
-def serving(project: Project, *options: str, cwd: Path) -> Iterator[str]:
-    """`mlflow models serve` of the model in production; its address, once it answers."""
-    port, log = free_port(), project.folder / f"serve-{time.monotonic_ns()}.log"
-    command = ["mlflow", "models", "serve", "-m", f"models:/{MODEL}@production", "-p", str(port), *options]
+def running(
+    command: list[str], ping: str, log: Path, *, cwd: Path, env: Mapping[str, str] | None = None, timeout_s: int = 120
+) -> Iterator[None]:
+    """A server that answers `ping` with 200 by now; stopped by its process group in the end."""
     with log.open("w") as stream:
         server = subprocess.Popen(
-            command, cwd=cwd, env=dict(project.environment), stdout=stream, stderr=stream, start_new_session=True
+            command, cwd=cwd, env=dict(env) if env else None, stdout=stream, stderr=stream, start_new_session=True
         )
     try:
-        deadline = time.monotonic() + START_TIMEOUT_S
+        deadline = time.monotonic() + timeout_s
         while True:
             with contextlib.suppress(requests.ConnectionError, requests.Timeout):
-                if requests.get(f"http://127.0.0.1:{port}/ping", timeout=5).ok:
+                if requests.get(ping, timeout=5).ok:
                     break
             gone = server.poll() is not None
             if gone or time.monotonic() > deadline:
-                said = f"{' '.join(command)} {'ended' if gone else f'was not up within {START_TIMEOUT_S} s'}"
+                said = f"{' '.join(command)} {'ended' if gone else f'was not up within {timeout_s} s'}"
                 pytest.fail(f"{said}; its log ends:\n{log.read_text()[-3000:]}")
             time.sleep(0.2)
-        yield f"http://127.0.0.1:{port}"
+        yield
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(server.pid, signal.SIGTERM)
@@ -111,6 +111,15 @@ def serving(project: Project, *options: str, cwd: Path) -> Iterator[str]:
         except subprocess.TimeoutExpired:
             os.killpg(server.pid, signal.SIGKILL)
             server.wait(timeout=20)
+
+
+@contextlib.contextmanager
+def serving(project: Project, *options: str, cwd: Path) -> Iterator[str]:
+    """`mlflow models serve` of the model in production; its address, once it answers."""
+    address, log = f"http://127.0.0.1:{free_port()}", project.folder / f"serve-{time.monotonic_ns()}.log"
+    command = ["mlflow", "models", "serve", "-m", f"models:/{MODEL}@production", "-p", address.rsplit(":", 1)[1], *options]
+    with running(command, f"{address}/ping", log, cwd=cwd, env=project.environment, timeout_s=START_TIMEOUT_S):
+        yield address
 
 
 @pytest.fixture(scope="module")

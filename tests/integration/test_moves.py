@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import signal
@@ -14,12 +13,11 @@ from collections.abc import Iterator
 
 import mlflow
 import pytest
-import requests
 
 from catdog_pyfunc.errors import InvalidSetting, RegistryError
 from catdog_pyfunc.pipeline import journal, moves
 from catdog_pyfunc.pipeline.journal import PROMOTED, Entry, open_journal, replay
-from tests.integration.conftest import REPOSITORY, free_port
+from tests.integration.conftest import REPOSITORY, free_port, running
 from tests.integration.cut_off import BROKEN, DONE, LOST
 
 MOST_STEPS = 40
@@ -36,26 +34,8 @@ def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
             pytest.skip("CATDOG_POSTGRESQL is not set: it names an empty PostgreSQL database, as an SQLAlchemy URL")
     command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", store, "--workers", "1"]
     command += ["--artifacts-destination", str(folder / "artifacts"), "--host", "127.0.0.1", "--port", str(port)]
-    with (folder / "log").open("w") as log:
-        process = subprocess.Popen(command, cwd=folder, stdout=log, stderr=log, start_new_session=True)
-    try:
-        deadline = time.monotonic() + 120
-        while True:
-            with contextlib.suppress(requests.ConnectionError, requests.Timeout):
-                if requests.get(f"http://127.0.0.1:{port}/health", timeout=5).ok:
-                    break
-            if process.poll() is not None or time.monotonic() > deadline:
-                pytest.fail(f"mlflow server was not up within 120 s; its log ends:\n{(folder / 'log').read_text()[-3000:]}")
-            time.sleep(0.2)
+    with running(command, f"http://127.0.0.1:{port}/health", folder / "log", cwd=folder):
         yield f"http://127.0.0.1:{port}"
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGTERM)
-        try:
-            process.wait(timeout=20)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait(timeout=20)
 
 
 class Crew:
