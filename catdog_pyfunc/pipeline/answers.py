@@ -35,10 +35,7 @@ def ask_pyfunc(model: PyFuncModel, column: str = "image") -> Ask:
     Returns:
         The question. It raises `InvalidData` if the answers hold no label and confidence, `ModelFailed` if the model raises.
     """
-    schema = model.metadata.get_input_schema()  # type: ignore[no-untyped-call]
-    names = schema.input_names() if schema is not None and schema.has_input_names() else []
-    into = str(names[0]) if len(names) == 1 else column
-    return _asking(lambda pictures, explain: call(model, pictures, explain, into))
+    return _asking(lambda pictures, explain: call(model, pictures, explain, column))
 
 
 def ask_function(predict: Callable[[pd.DataFrame], Any], column: str = "image") -> Ask:

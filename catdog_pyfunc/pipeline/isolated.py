@@ -13,14 +13,14 @@ from collections.abc import Sequence
 from typing import Any
 
 
-def call(model: Any, images: Sequence[bytes], explain: bool = False, column: str = "") -> Any:
+def call(model: Any, images: Sequence[bytes], explain: bool = False, column: str = "image") -> Any:
     """Ask a pyfunc.
 
     Args:
         model: As `mlflow.pyfunc.load_model` gives it.
         images: Files of pictures.
         explain: Whether heat maps are wanted; left out if the model has no such parameter.
-        column: Name of the input; "" for the one of its signature, or else `image`.
+        column: Where the pictures go, unless the model's signature has exactly one column.
 
     Returns:
         Whatever the model answers.
@@ -29,10 +29,9 @@ def call(model: Any, images: Sequence[bytes], explain: bool = False, column: str
 
     inputs = model.metadata.get_input_schema()
     names = inputs.input_names() if inputs is not None and inputs.has_input_names() else []
-    column = column or (names[0] if len(names) == 1 else "image")
     params = model.metadata.get_params_schema()
     explains = explain and params is not None and any(param.name == "explain" for param in params.params)
-    frame = pd.DataFrame({column: list(images)})
+    frame = pd.DataFrame({names[0] if len(names) == 1 else column: list(images)})
     return model.predict(frame, params={"explain": True}) if explains else model.predict(frame)
 
 

@@ -15,11 +15,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import mlflow
-from mlflow.exceptions import MlflowException
-
+from catdog_pyfunc import flavor
 from catdog_pyfunc.classifier import Prediction
-from catdog_pyfunc.errors import ModelFailed, RegistryError
+from catdog_pyfunc.errors import ModelFailed
 from catdog_pyfunc.pipeline.answers import to_predictions
 
 _LOADING_TIMEOUT_S, _ANSWER_TIMEOUT_S = 300.0, 300.0
@@ -94,16 +92,13 @@ def isolated_model(uri: str, *, pickle: bool = False) -> Iterator[IsolatedModel]
         RegistryError: There is no such model.
         ModelFailed: It can't be loaded.
     """
-    try:
-        folder = mlflow.artifacts.download_artifacts(artifact_uri=uri)
-    except (MlflowException, OSError) as missing:
-        raise RegistryError(f"model {uri} can't be had from {mlflow.get_tracking_uri()} ({missing})") from None
+    folder = flavor.fetch(uri)
     environment = {**os.environ, "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": str(pickle).lower()}
     with tempfile.TemporaryDirectory(prefix="catdog-") as scratch:
         log = Path(scratch) / "log"
         with log.open("w") as stream:
             process = subprocess.Popen(
-                [sys.executable, str(_PROGRAM), str(Path(folder).resolve())],
+                [sys.executable, str(_PROGRAM), str(folder.resolve())],
                 cwd=scratch,
                 env=environment,
                 stdin=subprocess.PIPE,

@@ -48,12 +48,18 @@ def settle(journal: Journal) -> list[Entry]:
     found = _moved_by_others(journal.name, replay(entries))
     if not found:
         return entries
-    try:
-        journal.append(found, len(entries))
+    if _wrote(journal, found, entries):
         say(f"{found.alias} was moved from {found.previous} to {found.version or None} by other means: noted")
-    except Taken:
-        pass
     return settle(journal)
+
+
+def _wrote(journal: Journal, entry: Entry, entries: list[Entry]) -> bool:
+    """Write the next entry; False if somebody else did."""
+    try:
+        journal.append(entry, len(entries))
+    except Taken:
+        return False
+    return True
 
 
 def move(journal: Journal, entry: Entry, seen: list[Entry]) -> None:
@@ -76,11 +82,8 @@ def move(journal: Journal, entry: Entry, seen: list[Entry]) -> None:
                 f"{other.author} moved {other.alias} to version {other.version} at {other.at}, meanwhile: "
                 f"{entry.alias} was not moved to {entry.version}; look at `-e history`, and try again"
             )
-        try:
-            journal.append(entry, len(entries))
-        except Taken:
-            continue
-        break
+        if _wrote(journal, entry, entries):
+            break
     settle(journal)
 
 
@@ -90,13 +93,8 @@ def _touches(other: Entry, entry: Entry) -> bool:
 
 def note(journal: Journal, entry: Entry) -> None:
     """Write down what moves nothing, such as a refusal."""
-    while True:
-        entries, _ = journal.read()
-        try:
-            journal.append(entry, len(entries))
-        except Taken:
-            continue
-        break
+    while not _wrote(journal, entry, journal.read()[0]):
+        pass
     settle(journal)
 
 

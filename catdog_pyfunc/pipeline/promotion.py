@@ -91,15 +91,23 @@ def promote(
         seed=promotion.seed,
         forced=promotion.force,
     )
-    action = PROMOTED if not judgement.failed else FORCED if promotion.force else REFUSED
     rows = table(judgement.checks)
     show(rows)
-    tracking.name_run(title if action == PROMOTED else f"{title}, {action}")
-    _log_answer(judgement, action, rows)
-    entry = Entry(
-        action,
-        alias,
-        str(version.version),
+    entry = _entry(promotion, str(version.version), judgement, champion, digest)
+    tracking.name_run(title if entry.action == PROMOTED else f"{title}, {entry.action}")
+    _log_answer(judgement, entry.action, rows)
+    if entry.action == REFUSED:
+        moves.note(journal, entry)
+        raise _refused(name, entry)
+    moves.move(journal, entry, seen)
+    return judgement
+
+
+def _entry(promotion: Promotion, version: str, judgement: Judgement, champion: str | None, digest: str) -> Entry:
+    return Entry(
+        PROMOTED if not judgement.failed else FORCED if promotion.force else REFUSED,
+        promotion.alias,
+        version,
         champion,
         promotion.reason,
         figures=_figures(judgement),
@@ -107,18 +115,16 @@ def promote(
         failed=judgement.failed[:_MOST_FAILED],
         run_id=tracking.active_run_id(),
     )
-    if action == REFUSED:
-        moves.note(journal, entry)
-        raise PromotionRefused(
-            f"version {version.version} of {name} doesn't get {alias!r}: {', '.join(judgement.failed)}; "
-            f"{_still(name, alias, champion)}. If it must: force with a reason"
-        )
-    moves.move(journal, entry, seen)
-    return judgement
 
 
-def _still(name: str, alias: str, champion: str | None) -> str:
-    return f"models:/{name}@{alias} is still version {champion}" if champion else f"{alias!r} still points to nothing"
+def _refused(name: str, entry: Entry) -> PromotionRefused:
+    still = f"models:/{name}@{entry.alias} is still version {entry.previous}"
+    if entry.previous is None:
+        still = f"{entry.alias!r} still points to nothing"
+    return PromotionRefused(
+        f"version {entry.version} of {name} doesn't get {entry.alias!r}: {', '.join(entry.failed)}; {still}. "
+        "If it must: force with a reason"
+    )
 
 
 def _open_data(promotion: Promotion, version: ModelVersion) -> Dataset:
