@@ -1,0 +1,51 @@
+"""`python -m container.ask picture SECONDS`: put the picture to this container's workers; `ping SECONDS`: do they live?"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import sys
+import time
+
+from . import probe
+
+_PORT = 8080
+
+
+def main(what: str, timeout_s: float) -> int:
+    """Ask once; workers that are still loading take the question when they are ready.
+
+    Args:
+        what: "picture" or "ping".
+        timeout_s: How long to wait.
+
+    Returns:
+        Exit code: 0 for a good answer.
+    """
+    connection = http.client.HTTPConnection("127.0.0.1", _PORT, timeout=timeout_s)
+    _connect(connection, time.monotonic() + timeout_s)
+    if what == "ping":
+        connection.request("GET", "/ping")
+        return 0 if connection.getresponse().status == 200 else 1
+    connection.request("POST", "/invocations", probe.REQUEST.read_bytes(), {"Content-Type": "application/json"})
+    response = connection.getresponse()
+    try:
+        print(json.dumps(probe.check(response.status, response.read())))
+    except probe.WrongAnswer as wrong:
+        print(wrong, file=sys.stderr)
+        return 1
+    return 0
+
+
+def _connect(connection: http.client.HTTPConnection, deadline: float) -> None:
+    while True:
+        try:
+            return connection.connect()
+        except ConnectionRefusedError:  # so early that nothing listens yet
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.1)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1], float(sys.argv[2])))
