@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-REPOSITORY = Path(__file__).parent.parent
+from tests.project import Project, make_project
 
 
 @pytest.fixture(autouse=True)
@@ -56,6 +56,18 @@ def weights(drawn: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("weights") / "mobilenet_v2.pth"
     torch.save(network.state_dict(), path)
     return path
+
+
+@pytest.fixture(scope="session")
+def project(tmp_path_factory: pytest.TempPathFactory, drawn: Path, weights: Path) -> Project:
+    """Two trained versions of which the second is in production."""
+    project = make_project(tmp_path_factory.mktemp("project"))
+    for seed in ("0", "1"):
+        done = project.run("-P", f"data={drawn}", "-P", f"weights={weights}", "-P", f"seed={seed}", "-P", "image_size=96")
+        assert done.returncode == 0, done.stderr
+    done = project.run("-e", "promote", "-P", "version=2", "-P", "min_accuracy=0")  # twenty-five steps of training
+    assert done.returncode == 0, done.stderr
+    return project
 
 
 @pytest.fixture(scope="session")

@@ -29,7 +29,6 @@ DEPLOYMENT, ROLE, OPTIONS, MODEL_URI, MODEL, BASE = (
 )
 _DOOR = Path(__file__).with_name("container") / "door.py"
 _INSIDE_PORT = "8080/tcp"
-_STOP_TIMEOUT_S = 30
 _LOG_LINES = 30
 _MARGIN_S = 60.0
 _WRONG = "the model "  # so begins what `container.probe` finds wrong with an answer
@@ -216,10 +215,10 @@ def finish(engine: DockerClient, name: str) -> None:
     remove(candidate)
 
 
-def remove(container: Container) -> None:
-    """Let a container finish its requests, and remove it; no matter if it has gone."""
+def remove(container: Container, timeout_s: int = 30) -> None:
+    """Let a container finish its requests within `timeout_s`, and remove it; no matter if it has gone."""
     with contextlib.suppress(NotFound):
-        container.stop(timeout=_STOP_TIMEOUT_S)
+        container.stop(timeout=timeout_s)
         container.remove(force=True)
 
 

@@ -8,14 +8,14 @@ from __future__ import annotations
 import contextlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 from mlflow.deployments import BaseDeploymentClient, PredictionsResponse
 
 from catdog_pyfunc.pipeline.progress import say
-from mlflow_catdog import containers, image, invocations
+from mlflow_catdog import containers, image, interruption, invocations
 from mlflow_catdog.engine import connected, have_image, host_of
 from mlflow_catdog.errors import DeploymentMissing, InvalidOption
 from mlflow_catdog.local import run_local
@@ -72,7 +72,7 @@ class CatDogDeploymentClient(BaseDeploymentClient):
         """
         _check(name, endpoint)
         options = Options().changed(config, "create")
-        with connected() as engine, image.fetched(model_uri, flavor) as model, contextlib.ExitStack() as undo:
+        with _changing() as engine, image.fetched(model_uri, flavor) as model, contextlib.ExitStack() as undo:
             base = options.base_image or f"python:{model.python()}-slim"
             have_image(engine, base)
             door = containers.open_door(engine, name, options, base)
@@ -105,7 +105,7 @@ class CatDogDeploymentClient(BaseDeploymentClient):
             DeploymentError: And what served before serves on.
         """
         _check(name, endpoint)
-        with connected() as engine:
+        with _changing() as engine:
             door = _door(engine, name)
             containers.finish(engine, name)
             labels = (containers.serving(engine, name) or door).labels
@@ -210,6 +210,12 @@ def _check(name: str, endpoint: str | None) -> None:
         raise InvalidOption(f"a deployment can't be called {name!r}: give up to 63 letters, digits, - and _")
 
 
+@contextlib.contextmanager
+def _changing() -> Iterator[DockerClient]:
+    with interruption.by_sigterm(), connected() as engine:
+        yield engine
+
+
 def _door(engine: DockerClient, name: str) -> Container:
     if door := containers.find(engine, containers.door_name(name)):
         return door
@@ -226,7 +232,7 @@ def _replace(engine: DockerClient, name: str, model: image.FetchedModel, options
         built = image.build(engine, model, base, tag, {containers.DEPLOYMENT: name})
         say(f"starting {model.version}")
         candidate = containers.start_candidate(engine, name, built, options, labels)
-        undo.callback(containers.remove, candidate)
+        undo.callback(containers.remove, candidate, timeout_s=5)  # it may be loading still
         answer = containers.await_answer(candidate, options.ready_timeout_s)
         undo.pop_all()
     containers.settle(engine, name, candidate)

@@ -16,7 +16,7 @@ import requests
 
 from catdog_pyfunc.classifier import available_cores
 from catdog_pyfunc.pipeline.progress import say
-from mlflow_catdog import image, invocations
+from mlflow_catdog import image, interruption, invocations
 from mlflow_catdog.container.probe import WrongAnswer, check
 from mlflow_catdog.errors import DeploymentError
 from mlflow_catdog.options import Options
@@ -39,22 +39,12 @@ def run_local(name: str, model_uri: str, flavor: str | None = None, config: Mapp
     """
     options = Options().changed(config, "run-local")
     address = f"http://{options.host}:{options.port}"
-    with _until_told(), image.fetched(model_uri, flavor) as model, _server(str(model.folder), options) as server:
-        answer = _await_answer(server, address, request_for(model.folder), options.ready_timeout_s)
-        say(f"{name}: {model.version} answers at {address}/invocations: {json.dumps(answer)}")
-        code = server.wait()
+    with contextlib.suppress(KeyboardInterrupt), interruption.by_sigterm(), image.fetched(model_uri, flavor) as model:
+        with _server(str(model.folder), options) as server:
+            answer = _await_answer(server, address, request_for(model.folder), options.ready_timeout_s)
+            say(f"{name}: {model.version} answers at {address}/invocations: {json.dumps(answer)}")
+            code = server.wait()
         raise DeploymentError(f"{name} ended with exit code {code}; its log stands above")
-
-
-@contextlib.contextmanager
-def _until_told() -> Iterator[None]:
-    """Ctrl-C ends the block as a matter of course, SIGTERM does, too."""
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        with contextlib.suppress(KeyboardInterrupt):
-            yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 @contextlib.contextmanager

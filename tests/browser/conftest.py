@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 import pytest
 from mlflow.entities import Run
 
-from tests.integration.conftest import Project, free_port, make_project, running
+from tests.project import Project, free_port, make_project, running
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page, Route

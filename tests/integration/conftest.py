@@ -1,129 +1,15 @@
-"""A project of its own for the whole run: trained, registered and promoted through MLflow's own commands."""
+"""A server of the model in production, one for each file of tests."""
 
 from __future__ import annotations
 
-import contextlib
-import os
-import signal
-import socket
-import subprocess
-import sys
-import time
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Iterator
 
-import mlflow
 import pytest
-import requests
 
-REPOSITORY = Path(__file__).parent.parent.parent
-MODEL = "CatDogClassifier"
-START_TIMEOUT_S = 600  # with an environment to build
-
-
-@dataclass(frozen=True)
-class Project:
-    """A tracking store, a cache, and how to run MLflow's commands with them."""
-
-    folder: Path
-    environment: Mapping[str, str]
-
-    @property
-    def tracking_uri(self) -> str:
-        return self.environment["MLFLOW_TRACKING_URI"]
-
-    def client(self) -> mlflow.MlflowClient:
-        return mlflow.MlflowClient(self.tracking_uri, self.tracking_uri)
-
-    def command(
-        self, *words: str, cwd: Path = REPOSITORY, timeout_s: int = 900, **environment: str
-    ) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            words, cwd=cwd, env={**self.environment, **environment}, capture_output=True, text=True, timeout=timeout_s
-        )
-
-    def run(self, *words: str, manager: str = "local", **options: object) -> subprocess.CompletedProcess[str]:
-        """`mlflow run .` in the repository."""
-        return self.command("mlflow", "run", ".", "--env-manager", manager, "--experiment-name", "catdog", *words, **options)  # type: ignore[arg-type]
-
-
-def make_project(folder: Path) -> Project:
-    folder.mkdir(parents=True, exist_ok=True)
-    environment = {
-        **os.environ,
-        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-        "MLFLOW_TRACKING_URI": f"sqlite:///{folder / 'mlflow.db'}",
-        "MLFLOW_DISABLE_TELEMETRY": "true",
-        "XDG_CACHE_HOME": str(folder / "cache"),
-    }
-    environment.pop("MLFLOW_RUN_ID", None)
-    project = Project(folder, environment)
-    client = project.client()
-    client.create_experiment("catdog", artifact_location=(folder / "artifacts").as_uri())
-    return project
-
-
-@pytest.fixture(scope="session")
-def project(tmp_path_factory: pytest.TempPathFactory, drawn: Path, weights: Path) -> Project:
-    """Two trained versions of which the second is in production."""
-    project = make_project(tmp_path_factory.mktemp("project"))
-    for seed in ("0", "1"):
-        done = project.run("-P", f"data={drawn}", "-P", f"weights={weights}", "-P", f"seed={seed}", "-P", "image_size=96")
-        assert done.returncode == 0, done.stderr
-    done = project.run("-e", "promote", "-P", "version=2", "-P", "min_accuracy=0")  # twenty-five steps of training
-    assert done.returncode == 0, done.stderr
-    return project
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-@contextlib.contextmanager
-def running(
-    command: list[str], ping: str, log: Path, *, cwd: Path, env: Mapping[str, str] | None = None, timeout_s: int = 120
-) -> Iterator[None]:
-    """A server that answers `ping` with 200 by now; stopped by its process group in the end."""
-    with log.open("w") as stream:
-        server = subprocess.Popen(
-            command, cwd=cwd, env=dict(env) if env else None, stdout=stream, stderr=stream, start_new_session=True
-        )
-    try:
-        deadline = time.monotonic() + timeout_s
-        while True:
-            with contextlib.suppress(requests.ConnectionError, requests.Timeout):
-                if requests.get(ping, timeout=5).ok:
-                    break
-            gone = server.poll() is not None
-            if gone or time.monotonic() > deadline:
-                said = f"{' '.join(command)} {'ended' if gone else f'was not up within {timeout_s} s'}"
-                pytest.fail(f"{said}; its log ends:\n{log.read_text()[-3000:]}")
-            time.sleep(0.2)
-        yield
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(server.pid, signal.SIGTERM)
-        try:
-            server.wait(timeout=20)
-        except subprocess.TimeoutExpired:
-            os.killpg(server.pid, signal.SIGKILL)
-            server.wait(timeout=20)
-
-
-@contextlib.contextmanager
-def serving(project: Project, *options: str, cwd: Path) -> Iterator[str]:
-    """`mlflow models serve` of the model in production; its address, once it answers."""
-    address, log = f"http://127.0.0.1:{free_port()}", project.folder / f"serve-{time.monotonic_ns()}.log"
-    command = ["mlflow", "models", "serve", "-m", f"models:/{MODEL}@production", "-p", address.rsplit(":", 1)[1], *options]
-    with running(command, f"{address}/ping", log, cwd=cwd, env=project.environment, timeout_s=START_TIMEOUT_S):
-        yield address
+from tests.project import Project, serving
 
 
 @pytest.fixture(scope="module")
 def address(project: Project, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A server of the model in production, one for each file of tests."""
     with serving(project, "--env-manager", "local", cwd=tmp_path_factory.mktemp("serving")) as address:
         yield address

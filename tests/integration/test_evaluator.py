@@ -15,7 +15,7 @@ from mlflow.models import EvaluationResult
 
 from catdog_pyfunc.errors import InvalidData, InvalidSetting
 from catdog_pyfunc.pipeline.folder_source import ImageFolderSource, source_of
-from tests.integration.conftest import MODEL, Project
+from tests.project import MODEL, Project
 
 pytestmark = pytest.mark.skipif(
     not importlib.metadata.entry_points(group="mlflow.model_evaluator", name="catdog"),

@@ -17,8 +17,8 @@ import pytest
 from catdog_pyfunc.errors import InvalidSetting, RegistryError
 from catdog_pyfunc.pipeline import journal, moves
 from catdog_pyfunc.pipeline.journal import PROMOTED, Entry, open_journal, replay
-from tests.integration.conftest import REPOSITORY, free_port, running
 from tests.integration.cut_off import BROKEN, DONE, LOST
+from tests.project import REPOSITORY, free_port, running
 
 MOST_STEPS = 40
 

@@ -18,7 +18,7 @@ from catdog_pyfunc.errors import InvalidData, PromotionRefused
 from catdog_pyfunc.pipeline import moves, tracking
 from catdog_pyfunc.pipeline.gate import Thresholds
 from catdog_pyfunc.pipeline.promotion import Promotion, promote
-from tests.integration.conftest import MODEL, REPOSITORY, Project, make_project
+from tests.project import MODEL, REPOSITORY, Project, make_project
 
 # A process of its own on a busy machine: what a test of latency wants, it sets itself.
 PATIENT = Thresholds(latency_allowed_ms=60_000)

@@ -6,7 +6,7 @@ import json
 import re
 from pathlib import Path
 
-from tests.integration.conftest import make_project
+from tests.project import make_project
 
 
 def test_real_photos_are_told_apart(real_photos: Path, real_weights: Path, tmp_path: Path):

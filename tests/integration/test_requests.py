@@ -4,25 +4,14 @@ from __future__ import annotations
 
 import base64
 import io
-import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
 
-import pandas as pd
 import pytest
-import requests
 from PIL import Image
 
-
-def post(
-    address: str, body: object = None, content: bytes | str | None = None, kind: str = "application/json"
-) -> list[dict]:
-    data = json.dumps(body) if content is None else content
-    answer = requests.post(f"{address}/invocations", data=data, headers={"Content-Type": kind}, timeout=60)
-    assert answer.status_code == 200, answer.text[:500]
-    assert "Traceback" not in answer.text
-    return list(answer.json()["predictions"])
+from tests.forms import bodies, csv, parquet, post
 
 
 @pytest.fixture(scope="module")
@@ -37,37 +26,14 @@ def expected(address: str, photo: bytes) -> dict:
     return row
 
 
-def bodies(photo: bytes) -> dict[str, object]:
-    standard = base64.b64encode(photo).decode()
-    cells = {
-        "standard": standard,
-        "url-safe": base64.urlsafe_b64encode(photo).decode(),
-        "without padding": standard.rstrip("="),
-        "line breaks": base64.encodebytes(photo).decode(),
-        "data URI": f"data:image/jpeg;base64,{standard}",
-    }
-    forms: dict[str, object] = {}
-    for name, cell in cells.items():
-        forms[f"dataframe_split, {name}"] = {"dataframe_split": {"columns": ["image"], "data": [[cell]]}}
-        forms[f"dataframe_records, {name}"] = {"dataframe_records": [{"image": cell}]}
-        forms[f"inputs list, {name}"] = {"inputs": [cell]}
-        forms[f"inputs dict, {name}"] = {"inputs": {"image": [cell]}}
-        forms[f"inputs records, {name}"] = {"inputs": [{"image": cell}]}
-        forms[f"instances, {name}"] = {"instances": [cell]}
-        forms[f"instances records, {name}"] = {"instances": [{"image": cell}]}
-    return forms
-
-
 @pytest.mark.parametrize("form", list(bodies(b"")))
 def test_every_json_form_gives_the_same_row(form: str, address: str, photo: bytes, expected: dict):
     assert post(address, bodies(photo)[form]) == [expected]
 
 
 def test_csv_and_parquet_give_the_same_row(address: str, photo: bytes, expected: dict):
-    csv = pd.DataFrame({"image": [base64.b64encode(photo).decode()]}).to_csv(index=False)
-    assert post(address, content=csv, kind="text/csv") == [expected]
-    parquet = pd.DataFrame({"image": [photo]}).to_parquet()
-    assert post(address, content=parquet, kind="application/vnd.apache.parquet") == [expected]
+    assert post(address, content=csv(photo), kind="text/csv") == [expected]
+    assert post(address, content=parquet(photo), kind="application/vnd.apache.parquet") == [expected]
 
 
 def test_explain_over_rest(address: str, photo: bytes):

@@ -15,7 +15,7 @@ import pandas as pd
 import pytest
 import requests
 
-from tests.integration.conftest import MODEL, REPOSITORY, Project, serving
+from tests.project import MODEL, REPOSITORY, Project, serving
 
 URI = f"models:/{MODEL}@production"
 _BLOCK_TORCH = """

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from mlflow.entities import Run
 
-from tests.integration.conftest import MODEL, REPOSITORY, Project, make_project
+from tests.project import MODEL, REPOSITORY, Project, make_project
 
 
 def runs(project: Project) -> list[Run]:

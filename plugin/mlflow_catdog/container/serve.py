@@ -59,7 +59,7 @@ class Workers:
 
     def _start(self) -> subprocess.Popen[bytes]:
         given = (*(listener.fileno() for listener in self._listeners), self._report, self._wait)
-        return subprocess.Popen([sys.executable, "-m", "container.worker", *map(str, given)], pass_fds=given)
+        return subprocess.Popen([sys.executable, "-m", f"{__package__}.worker", *map(str, given)], pass_fds=given)
 
     _open: int | None
 
