@@ -15,6 +15,7 @@ from tests.project import Project, make_project
 def surroundings_restored(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     before = dict(os.environ)
     monkeypatch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
+    monkeypatch.setenv("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     yield
     os.environ.clear()
     os.environ.update(before)

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -35,16 +36,25 @@ def run_local(name: str, model_uri: str, flavor: str | None = None, config: Mapp
         config: Options, see `mlflow deployments help -t catdog`.
 
     Raises:
-        DeploymentError: It ended, or didn't answer a picture in time; no process is left.
+        DeploymentError: The port is taken, it ended, or didn't answer a picture in time; no process is left.
     """
     options = Options().changed(config, "run-local")
     address = f"http://{options.host}:{options.port}"
+    _check_port(options)
     with contextlib.suppress(KeyboardInterrupt), interruption.by_sigterm(), image.fetched(model_uri, flavor) as model:
         with _server(str(model.folder), options) as server:
             answer = _await_answer(server, address, request_for(model.folder), options.ready_timeout_s)
             say(f"{name}: {model.version} answers at {address}/invocations: {json.dumps(answer)}")
             code = server.wait()
         raise DeploymentError(f"{name} ended with exit code {code}; its log stands above")
+
+
+def _check_port(options: Options) -> None:
+    """So that no stranger who listens there already answers for this model."""
+    try:
+        socket.create_server((options.host, options.port)).close()
+    except OSError as wrong:
+        raise DeploymentError(f"{options.host}:{options.port} can't be had ({wrong}): give another by -C port=…") from None
 
 
 @contextlib.contextmanager

@@ -63,7 +63,7 @@ def composed(command: str, file: Path, project: str, setting: Mapping[str, str],
     before = dict(os.environ)
     os.environ.update(setting)
     try:
-        with get_docker_services(command, str(file), project, [], ["down -v --remove-orphans"]) as services:
+        with get_docker_services(command, str(file), project, [], ["down -v --remove-orphans --rmi local"]) as services:
             stack = Stack(DockerComposeExecutor(command, str(file), project), services)
             stack.execute(up)
             yield stack

@@ -23,7 +23,7 @@ STOP_TIMEOUT_S = 10
 
 
 def setting(image: str, **more: str) -> dict[str, str]:
-    return {"CATDOG_IMAGE": image, "CATDOG_PORT": str(free_port()), **more}
+    return {"CATDOG_IMAGE": image, "CATDOG_SERVING_PORT": str(free_port()), **more}
 
 
 def project_name(compose: str) -> str:

@@ -1,0 +1,91 @@
+"""`mlflow deployments run-local -t catdog`: a process here, shown to answer, and none left afterwards."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.forms import post
+from tests.project import MODEL, REPOSITORY, Project, free_port
+from tests.strangers import save
+
+URI = f"models:/{MODEL}@production"
+
+
+@contextlib.contextmanager
+def run_local(project: Project, log: Path, *words: str) -> Iterator[subprocess.Popen[bytes]]:
+    """The command, in a terminal's place: a process group of its own; whatever is left of it is ended."""
+    with log.open("w") as stream:
+        command = ["mlflow", "deployments", "run-local", "-t", "catdog", "--name", "here", *words]
+        environment = dict(project.environment)
+        process = subprocess.Popen(
+            command, cwd=REPOSITORY, env=environment, stdout=stream, stderr=stream, start_new_session=True
+        )
+    try:
+        yield process
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def await_line(process: subprocess.Popen[bytes], log: Path, line: str) -> None:
+    deadline = time.monotonic() + 120
+    while line not in log.read_text():
+        assert process.poll() is None, log.read_text()
+        assert time.monotonic() < deadline, log.read_text()
+        time.sleep(0.1)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_it_answers_until_it_is_told_to_stop(number: int, project: Project, drawn: Path, tmp_path: Path):
+    port, log = free_port(), tmp_path / "log"
+    with run_local(project, log, "-m", URI, "-C", f"port={port}", "-C", "workers=2") as process:
+        await_line(process, log, f"here: models:/{MODEL}/2 answers at http://127.0.0.1:{port}/invocations: {{")
+        photo = base64.b64encode((drawn / "test" / "cat" / "cat-0001.jpg").read_bytes()).decode()
+        assert post(f"http://127.0.0.1:{port}", {"inputs": [photo]})[0]["error"] is None
+        family = psutil.Process(process.pid).children(recursive=True)
+        assert len(family) >= 3  # MLflow's command, uvicorn, two workers
+        process.send_signal(number)
+        assert process.wait(timeout=60) == 0
+        assert not psutil.wait_procs(family, timeout=10)[1]
+
+
+@pytest.mark.parametrize(
+    ("loading", "answering", "words", "message"),
+    [
+        ('raise RuntimeError("the weights are gone")', "pass", [], "RuntimeError: the weights are gone"),
+        ("pass", 'raise RuntimeError("no such layer")', [], "HTTP 400: "),
+        ("time.sleep(1000)", "pass", ["-C", "ready_timeout_s=5"], "took longer than 5 s before it answered a picture"),
+    ],
+)
+def test_a_model_that_does_not_answer_is_not_served(
+    loading: str, answering: str, words: list[str], message: str, project: Project, tmp_path: Path
+):
+    model, log = save(tmp_path / "broken", ["mlflow"], loading, answering), tmp_path / "log"
+    before = {child.pid for child in psutil.Process().children(recursive=True)}
+    words = ["-m", str(model), "-C", f"port={free_port()}", "-C", "workers=1", *words]
+    with run_local(project, log, *words) as process:
+        assert process.wait(timeout=120) == 1, log.read_text()
+    assert message in log.read_text()
+    assert {child.pid for child in psutil.Process().children(recursive=True)} <= before
+
+
+def test_a_taken_port_is_told(project: Project, tmp_path: Path):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        log = tmp_path / "log"
+        with run_local(project, log, "-m", URI, "-C", f"port={taken.getsockname()[1]}", "-C", "workers=1") as process:
+            assert process.wait(timeout=60) == 1, log.read_text()
+    assert "Address already in use): give another by -C port=" in log.read_text()
