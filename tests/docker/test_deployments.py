@@ -164,6 +164,21 @@ def test_the_python_client_takes_bytes(client: BaseDeploymentClient, live: Live,
         assert_same(row, expected)
 
 
+def test_its_image_runs_without_a_door(engine: DockerClient, live: Live, expected: dict):
+    port = free_port()
+    image, ports = f"catdog-deployment:{live.name}", {"8080/tcp": ("127.0.0.1", port)}
+    container = engine.containers.run(image, detach=True, ports=ports, environment={"CATDOG_WORKERS": "1"})
+    try:
+        assert container.exec_run(["python", "-m", "container.ask", "picture", "60"]).exit_code == 0
+        answer = requests.post(f"http://127.0.0.1:{port}/invocations", json=live.body, timeout=60).json()
+        assert_same(answer["predictions"][0], expected)
+        container.stop(timeout=10)
+        container.reload()
+        assert container.attrs["State"]["ExitCode"] == 0
+    finally:
+        container.remove(force=True)
+
+
 def test_explain_gives_heat_maps(target: Target, client: BaseDeploymentClient, live: Live, tmp_path: Path):
     (tmp_path / "photos.json").write_text(json.dumps([live.record]))
     done = target.call("explain", "--name", live.name, "-I", str(tmp_path / "photos.json"))
@@ -384,8 +399,4 @@ def test_a_strangers_model_is_deployed_too(
         client.get_deployment(name)
     assert missing.value.error_code == "RESOURCE_DOES_NOT_EXIST"
     assert target.call("delete", "--name", name).returncode == 0
-    assert not [container for container in engine_names(client) if container == name]
-
-
-def engine_names(client: BaseDeploymentClient) -> list[str]:
-    return [str(deployment["name"]) for deployment in client.list_deployments()]
+    assert name not in {deployment["name"] for deployment in client.list_deployments()}

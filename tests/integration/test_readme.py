@@ -1,0 +1,308 @@
+"""Every command of the README and of the model card: run here as it stands, in the README's order, or named with its test.
+
+Runs in a copy of this repository, with what the README takes for granted: photos, a photo, a request, a first version.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import json
+import os
+import queue
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import requests
+
+from tests.project import REPOSITORY
+
+TIMEOUT_S = 600
+PHOTOS = {"train": 120, "val": 40, "test": 60}  # a class
+_COMMAND = re.compile(r"(make|mlflow (run|ui|models|deployments)|docker|conda|python -m) (?!.*…)")
+_USE, _REGISTER, _RUN = (
+    "tests/integration/test_use.py",
+    "tests/integration/test_workflow.py",
+    "test_mlflow_run_in_an_environment",
+)
+# What isn't run here → where it is.
+ELSEWHERE = {
+    "make demo": ".ci/run: make demo",
+    "make test": ".ci/run: make test",
+    "mlflow run .": f"{_USE}: {_RUN}_of_its_own",
+    "mlflow run . --env-manager uv": f"{_USE}: {_RUN}_of_its_own",
+    "mlflow run . --env-manager local": "tests/conftest.py: project.run",
+    "mlflow run . --env-manager local -P data=… -P weights=….pth": "tests/integration/test_real_photos.py: weights=",
+    "mlflow run . --env-manager local -e register -P run_id=<RUN_ID>": f"{_REGISTER}: test_registering_again_makes",
+    "mlflow models serve": "tests/project.py: def serving",
+    "mlflow models serve -m models:/CatDogClassifier@production -p 5001": f"{_USE}: test_serving_in_an_environment",
+    "mlflow models serve -m models:/CatDogClassifier@production -p 5001 --env-manager uv": f"{_USE}: test_serving_in_an",
+    "mlflow models serve -m models:/CatDogClassifier@production": f"{_USE}: test_serving_in_an_environment",
+    "mlflow models build-docker": "tests/docker/conftest.py: build-docker",
+    "mlflow ui": "tests/browser/conftest.py: mlflow",
+    'make bench ARGS="--model models:/CatDogClassifier@production --photos path/to/photos --seconds 6"': "Makefile: bench:",
+    "make bench": "benchmarks/serving.py: def main",  # minutes of wrk, not a test
+    "docker run -p 5001:8080 catdog-deployment:live": "tests/docker/test_deployments.py: test_its_image_runs_without_a_door",
+    "mlflow deployments run-local -t catdog --name here -m models:/CatDogClassifier@production": (
+        "tests/integration/test_run_local.py: test_it_answers_until"
+    ),
+    "python -m pytest tests/docker -s": "tests/docker/conftest.py: CATDOG_DOCKER",
+    # No conda can be had where CI runs: its file is held to the others.
+    "conda env create -f conda.yaml && conda activate catdog-pyfunc": "tests/unit/test_house.py: conda.yaml",
+}
+_ROW = r'"label": ?"(cat|dog)".*"error": ?null'
+# Part of a command → what it prints.
+SAYS = {
+    "-P data=path/to/photos": r"test accuracy|all accuracy",
+    "-e promote -P version=2 -P reason": r"models:/CatDogClassifier@production is version 2",
+    "alias=staging": r"models:/CatDogClassifier@staging is version 2",
+    "-e rollback": r"models:/CatDogClassifier@production is version 1 again \(it was 2\)",
+    "-e history  ": r"rolled back +production +2 +1 .* wrong on kittens",
+    "output=json": r'"reason": "wrong on kittens"',
+    "curl": _ROW,
+    "scripts.predict": r"Predicted class: (cat|dog), Confidence: [01]\.\d{4}",
+    "models predict": _ROW,
+    "build-docker": "Successfully built|naming to",
+    "deployments create": r"live: models:/CatDogClassifier/1 answers at http://127.0.0.1:5001/invocations",
+    "deployments predict": _ROW,
+    "-C workers=1": "Deployment live is updated",
+    "deployments list": "'name': 'live'",
+    "deployments get": "address: http://127.0.0.1:5001",
+    "deployments delete": "Deployment live is deleted",
+    "deployments help": "ready_timeout_s",
+}
+_DOCKER = ("docker", "CATDOG_IMAGE", "mlflow models build-docker", "mlflow deployments")
+_SERVERS = ("mlflow ui", "mlflow models serve")
+
+
+@dataclass(frozen=True)
+class Step:
+    """A line of shell, or a block of Python."""
+
+    section: str
+    language: str
+    text: str
+
+    @property
+    def command(self) -> str:
+        return re.sub(r"\s+# .*", "", self.text)
+
+
+def steps() -> list[Step]:
+    found, section, language, block = [], "", "", ""
+    for line in (REPOSITORY / "README.md").read_text().splitlines():
+        if line.startswith("```"):
+            if language == "python":
+                found.append(Step(section, language, block))
+            language, block = ("" if language else line[3:]), ""
+        elif language == "sh" and line:
+            found.append(Step(section, language, line))
+        elif language:
+            block += f"{line}\n"
+        elif line.startswith("#"):
+            section = line
+    return found
+
+
+def inline() -> list[str]:
+    text = re.sub(r"```.*?```", "", (REPOSITORY / "README.md").read_text(), flags=re.DOTALL)
+    return [span for span in re.findall(r"`([^`]+)`", text) if _COMMAND.match(f"{span} ")]
+
+
+class Terminal:
+    """A shell that goes on from line to line, as a reader's would; servers run beside it."""
+
+    def __init__(self, folder: Path, environment: Mapping[str, str]) -> None:
+        self.folder = folder
+        self._server: int | None = None
+        self._lines: queue.Queue[str] = queue.Queue()
+        self._shell = subprocess.Popen(
+            ["bash"],
+            cwd=folder,
+            env=dict(environment),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+        )
+        threading.Thread(target=self._listen, daemon=True).start()
+
+    def run(self, text: str) -> str:
+        """What it prints; fails if it fails."""
+        printed, code = self._say(text)
+        assert code == 0, f"{text} ended with {code}:\n{printed[-3000:]}"
+        return printed
+
+    def serve(self, command: str) -> None:
+        """Start a server and wait until it answers."""
+        self.stop_server()
+        printed, _ = self._say(f"setsid {command} >server.log 2>&1 </dev/null & echo $!")
+        self._server = int(printed.split()[-1])
+        port = re.search(r"(?:-p|--port) (\d+)", command)[1]  # type: ignore[index]
+        deadline = time.monotonic() + TIMEOUT_S
+        while time.monotonic() < deadline:
+            with contextlib.suppress(requests.RequestException):
+                if requests.get(f"http://127.0.0.1:{port}/health", timeout=5).ok:
+                    return
+            time.sleep(0.2)
+        raise AssertionError(f"{command} didn't answer:\n{(self.folder / 'server.log').read_text()[-3000:]}")
+
+    def stop_server(self) -> None:
+        if self._server is not None:
+            self._say(f"kill -TERM -- -{self._server}; wait {self._server}")
+            self._server = None
+
+    def close(self) -> None:
+        self.stop_server()
+        self._shell.kill()
+        self._shell.wait()
+
+    def _say(self, text: str) -> tuple[str, int]:
+        assert self._shell.stdin is not None
+        self._shell.stdin.write(f"{text}\nprintf '\\nTHE END %d\\n' $?\n")
+        self._shell.stdin.flush()
+        printed = ""
+        deadline = time.monotonic() + TIMEOUT_S
+        while True:
+            line = self._lines.get(timeout=max(0.1, deadline - time.monotonic()))
+            if ended := re.match(r"THE END (\d+)", line):
+                return printed, int(ended[1])
+            printed += line
+
+    def _listen(self) -> None:
+        assert self._shell.stdout is not None
+        for line in self._shell.stdout:
+            self._lines.put(line)
+
+
+def some_photos(photos: Path, folder: Path) -> None:
+    for side, number in PHOTOS.items():
+        for label in ("cat", "dog"):
+            target = folder / side / label
+            target.mkdir(parents=True)
+            for file in sorted((photos / side / label).iterdir())[:number]:
+                shutil.copy(file, target)
+
+
+@pytest.fixture(scope="module")
+def terminal(tmp_path_factory: pytest.TempPathFactory, real_photos: Path, real_weights: Path) -> Iterator[Terminal]:
+    """In a copy of this repository, where version 1 has been trained and is in production."""
+    for port in (5000, 5001):
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)) == 0:
+                pytest.skip(f"port {port} of the README's commands is taken on this machine")
+    folder = tmp_path_factory.mktemp("reader")
+    listed = subprocess.run(["git", "ls-files", "-co", "--exclude-standard"], cwd=REPOSITORY, capture_output=True, text=True)
+    for name in listed.stdout.splitlines():
+        if (REPOSITORY / name).is_file():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(REPOSITORY / name, folder / name)
+    (folder / ".venv").symlink_to(sys.prefix)
+    some_photos(real_photos, folder / "path" / "to" / "photos")
+    photo = next((real_photos / "test" / "cat").iterdir()).read_bytes()
+    (folder / "photo.jpg").write_bytes(photo)
+    (folder / "request.json").write_text(json.dumps({"dataframe_records": [{"image": base64.b64encode(photo).decode()}]}))
+    torch_home = folder / "torch" / "hub" / "checkpoints"
+    torch_home.mkdir(parents=True)
+    shutil.copy(real_weights, torch_home / "mobilenet_v2-7ebf99e0.pth")  # where torchvision looks before it downloads
+    environment = {**os.environ, "TORCH_HOME": str(folder / "torch"), "XDG_CACHE_HOME": str(folder / "cache")}
+    environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    for name in ("MLFLOW_TRACKING_URI", "MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_NAME"):
+        environment.pop(name, None)
+    terminal = Terminal(folder, environment)
+    try:
+        terminal.run("mlflow run . --env-manager local --experiment-name catdog -P data=path/to/photos -P seed=1")
+        terminal.run("mlflow run . --env-manager local --experiment-name catdog -e promote -P version=1")
+        yield terminal
+    finally:
+        terminal.close()
+        if os.environ.get("CATDOG_DOCKER"):
+            terminal_end(folder, environment)
+
+
+def terminal_end(folder: Path, environment: Mapping[str, str]) -> None:
+    """Whatever the README's commands made on the Docker engine, had they been cut off."""
+    quiet = {
+        "cwd": folder,
+        "env": {**environment, "CATDOG_IMAGE": "catdog", "CATDOG_DB_PASSWORD": "x"},
+        "capture_output": True,
+    }
+    for stack in ("serving", "tracking"):
+        words = ["docker", "compose", "-f", f"deploy/{stack}/compose.yaml", "down", "-v", "--rmi", "local"]
+        subprocess.run(words, **quiet)  # type: ignore[call-overload]
+    subprocess.run(["mlflow", "deployments", "delete", "-t", "catdog", "--name", "live"], **quiet)  # type: ignore[call-overload]
+    subprocess.run(["docker", "image", "rm", "--force", "catdog"], **quiet)  # type: ignore[call-overload]
+
+
+def named(step: Step) -> str:
+    return re.sub(r"[^\w@=./:-]+", " ", step.command)[:70].strip()
+
+
+@pytest.mark.parametrize("step", [step for step in steps() if step.command not in ELSEWHERE], ids=named)
+def test_each_command_works_as_it_stands(step: Step, terminal: Terminal):
+    if step.command.startswith(_DOCKER) and not os.environ.get("CATDOG_DOCKER"):
+        pytest.skip("CATDOG_DOCKER is not set: this one wants a Docker engine, and minutes")
+    if not step.section.startswith("## Use") and not step.section.startswith("## The tour"):
+        terminal.stop_server()  # a reader has read on
+    if step.command.startswith(_SERVERS):
+        terminal.serve(step.command)
+        return
+    if step.language == "python":
+        (terminal.folder / "block.py").write_text(_PRELUDE + step.text)
+        terminal.run("PYTHONPATH=. python block.py")
+        return
+    printed = terminal.run(step.text)
+    for part, said in SAYS.items():
+        if part in step.text:
+            assert re.search(said, printed, re.DOTALL), printed[-3000:]
+    if "-O heatmaps.json" in step.text:
+        assert json.loads((terminal.folder / "heatmaps.json").read_text())[0]["heatmap"]
+
+
+# What the README's blocks of Python take for granted.
+_PRELUDE = """
+import mlflow, pandas
+try:
+    import torch
+    device, image_tensor = "cpu", torch.zeros(1, 3, 224, 224)
+    table = pandas.DataFrame({"image": [open("photo.jpg", "rb").read()] * 4, "label": ["cat", "cat", "dog", "cat"]})
+finally:
+    pass
+"""
+
+
+def test_the_cards_commands_work_as_they_stand(terminal: Terminal):
+    """`curl` and Python of the card, taken from the artifact, against the server that the card names."""
+    terminal.stop_server()
+    terminal.run("unset MLFLOW_TRACKING_URI")  # the team's server, where the README ends
+    terminal.run("mlflow artifacts download -u models:/CatDogClassifier@production/model_card.md -d .")
+    card = (terminal.folder / "model_card.md").read_text()
+    (serve,) = re.findall(r"`(mlflow models serve [^`]+)`", card)
+    (curl,) = re.findall(r"```sh\n(.*?)```", card, re.DOTALL)
+    (python,) = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
+    terminal.serve(f"{serve} --env-manager local")  # building an environment is test_use.py's
+    assert re.search(_ROW, terminal.run(curl), re.DOTALL)
+    (terminal.folder / "block.py").write_text(python)
+    terminal.run("python block.py")
+
+
+def test_what_is_not_run_here_is_run_there():
+    for command, where in ELSEWHERE.items():
+        file, part = where.split(": ", 1)
+        assert part in (REPOSITORY / file).read_text(), f"{command}: {where}"
+
+
+def test_commands_in_passing_are_run_somewhere():
+    run = [step.command for step in steps()]
+    unknown = [span for span in inline() if span not in ELSEWHERE and not any(span in command for command in run)]
+    assert not unknown
