@@ -17,6 +17,7 @@ import pandas as pd
 import requests
 from docker.errors import APIError, NotFound
 
+from mlflow_catdog.container import PORT
 from mlflow_catdog.errors import DeploymentError, DeploymentExists
 from mlflow_catdog.options import Options
 
@@ -28,7 +29,6 @@ DEPLOYMENT, ROLE, OPTIONS, MODEL_URI, MODEL, BASE = (
     f"catdog.{name}" for name in ("deployment", "role", "options", "model_uri", "model", "base_image")
 )
 _DOOR = Path(__file__).with_name("container") / "door.py"
-_INSIDE_PORT = "8080/tcp"
 _LOG_LINES = 30
 _MARGIN_S = 60.0
 _WRONG = "the model "  # so begins what `container.probe` finds wrong with an answer
@@ -90,7 +90,7 @@ def open_door(engine: DockerClient, name: str, options: Options, image: str) -> 
             ["python", "-c", _DOOR.read_text()],
             name=door_name(name),
             labels=labels,
-            ports={_INSIDE_PORT: (options.host, options.port)},
+            ports={f"{PORT}/tcp": (options.host, options.port)},
             volumes={_volume(engine, name, memory_disk): {"bind": "/run/door", "mode": "rw"}},
             restart_policy=_RESTARTED,
             **_LOCKED,
@@ -100,6 +100,7 @@ def open_door(engine: DockerClient, name: str, options: Options, image: str) -> 
             raise DeploymentExists(
                 f"deployment {name!r} is there already: update or delete it, or take another name"
             ) from None
+        remove_volume(engine, name)
         raise
     try:
         door.start()
@@ -224,7 +225,7 @@ def remove(container: Container, timeout_s: int = 30) -> None:
 
 def remove_volume(engine: DockerClient, name: str) -> None:
     """Remove where a deployment's containers met."""
-    with contextlib.suppress(NotFound):
+    with contextlib.suppress(APIError):  # not there, or another's: it is in use
         engine.volumes.get(model_name(name)).remove()
 
 

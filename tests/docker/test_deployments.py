@@ -179,6 +179,12 @@ def test_its_image_runs_without_a_door(engine: DockerClient, live: Live, expecte
         container.remove(force=True)
 
 
+def test_a_share_of_the_cores_is_what_the_model_uses(engine: DockerClient, live: Live):
+    command = ["python", "-c", "from catdog_pyfunc import classifier; print(classifier.available_cores())"]
+    image, path = f"catdog-deployment:{live.name}", {"PYTHONPATH": "/opt/ml/model/code"}
+    assert engine.containers.run(image, command, environment=path, nano_cpus=int(1e9), remove=True).strip() == b"1"
+
+
 def test_explain_gives_heat_maps(target: Target, client: BaseDeploymentClient, live: Live, tmp_path: Path):
     (tmp_path / "photos.json").write_text(json.dumps([live.record]))
     done = target.call("explain", "--name", live.name, "-I", str(tmp_path / "photos.json"))

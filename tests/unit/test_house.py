@@ -98,6 +98,18 @@ def test_the_plugin_imports_neither_programs_nor_tests():
         assert not any(module.startswith(("scripts", "tests")) for module in imported_modules(path))
 
 
+def test_what_travels_in_images_imports_nothing_of_this_project():
+    for path in (REPOSITORY / "plugin" / "mlflow_catdog" / "container").glob("*.py"):
+        assert not any(module.startswith(("catdog_pyfunc", "mlflow_catdog")) for module in imported_modules(path))
+
+
+def test_the_tracking_image_has_the_versions_that_were_tested():
+    pins = (REPOSITORY / "constraints.txt").read_text().splitlines()
+    named_there = re.findall(r"[\w-]+==[\w.]+", (REPOSITORY / "deploy" / "tracking" / "Dockerfile").read_text())
+    assert {pin.split("==")[0] for pin in named_there} == {"mlflow", "psycopg2-binary"}
+    assert set(named_there) <= set(pins)
+
+
 def test_importing_the_package_pulls_in_no_framework():
     code = "import sys, catdog_pyfunc; print(*sorted({m.split('.')[0] for m in sys.modules}))"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()

@@ -3,3 +3,5 @@
 `door` holds the port; `serve` starts the workers; `worker` is one of them, around `application`; `probe` is the question
 that a worker answers before it takes requests; `ask` puts it from outside, and is the image's HEALTHCHECK.
 """
+
+PORT = 8080  # in the containers; `door` can't import it, and has its own

@@ -7,9 +7,7 @@ import json
 import sys
 import time
 
-from . import probe
-
-_PORT = 8080
+from . import PORT, probe
 
 
 def main(what: str, timeout_s: float) -> int:
@@ -22,7 +20,7 @@ def main(what: str, timeout_s: float) -> int:
     Returns:
         Exit code: 0 for a good answer.
     """
-    connection = http.client.HTTPConnection("127.0.0.1", _PORT, timeout=timeout_s)
+    connection = http.client.HTTPConnection("127.0.0.1", PORT, timeout=timeout_s)
     _connect(connection, time.monotonic() + timeout_s)
     if what == "ping":
         connection.request("GET", "/ping")

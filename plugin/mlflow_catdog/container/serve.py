@@ -11,7 +11,8 @@ import sys
 import time
 from pathlib import Path
 
-PORT = 8080
+from . import PORT
+
 STARTUP_FAILURE = 3  # uvicorn's exit code of a worker that can't start
 _DOOR_TIMEOUT_S = 60.0  # the engine starts both in any order
 
