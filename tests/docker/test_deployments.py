@@ -388,21 +388,22 @@ def test_bodies_have_a_limit(target: Target, live: Live):
     assert requests.post(f"{live.address}/invocations", json=live.body, timeout=60).ok
 
 
-def test_a_strangers_model_is_deployed_too(
+def test_a_strangers_model_is_deployed_from_python(
     target: Target, client: BaseDeploymentClient, requirements: list[str], tmp_path: Path, live: Live
 ):
     name, port = target.name(), free_port()
     model = save(tmp_path / "stranger", requirements)
-    done = target.call("create", "--name", name, "-m", str(model), "-C", f"port={port}", "-C", "workers=1")
-    assert done.returncode == 0, done.stderr
+    created = client.create_deployment(name, str(model), config={"port": port, "workers": 1})
+    assert created["answer"] == {"label": "cat", "confidence": 0.5}
+    assert (created["name"], created["address"]) == (name, f"http://127.0.0.1:{port}")
     assert client.predict(name, {"photo": [live.photo]})["predictions"] == [{"label": "cat", "confidence": 0.5}]
     with pytest.raises(MlflowException, match="makes no heat maps"):
         client.explain(name, pd.DataFrame({"photo": [live.photo]}))
     with pytest.raises(MlflowException, match="answered HTTP 400: "):
         client.predict(name, {"picture": [live.photo]})
-    assert target.call("delete", "--name", name).returncode == 0
+    for _ in range(2):
+        client.delete_deployment(name)
     with pytest.raises(MlflowException, match="there is no deployment") as missing:
         client.get_deployment(name)
     assert missing.value.error_code == "RESOURCE_DOES_NOT_EXIST"
-    assert target.call("delete", "--name", name).returncode == 0
     assert name not in {deployment["name"] for deployment in client.list_deployments()}
