@@ -76,7 +76,7 @@ class CatDogDeploymentClient(BaseDeploymentClient):
             base = options.base_image or f"python:{model.python()}-slim"
             have_image(engine, base)
             door = containers.open_door(engine, name, options, base)
-            undo.callback(_remove_door, engine, name, door)
+            undo.callback(_remove, engine, name)
             answer = _replace(engine, name, model, options)
             undo.pop_all()
             return _announced(engine, name, door, answer)
@@ -129,12 +129,7 @@ class CatDogDeploymentClient(BaseDeploymentClient):
         if config:
             raise InvalidOption(f"delete takes no options, and was given {', '.join(config)}")
         with connected() as engine:
-            # The door last: requests that are being answered pass through it.
-            for container in (containers.candidate_name(name), containers.model_name(name), containers.door_name(name)):
-                if found := containers.find(engine, container):
-                    containers.remove(found)
-            containers.remove_volume(engine, name)
-            containers.remove_images(engine, name, dangling=False)
+            _remove(engine, name)
 
     def list_deployments(self, endpoint: str | None = None) -> list[dict[str, Any]]:
         """All deployments on this engine, each as `get_deployment` gives it."""
@@ -248,9 +243,13 @@ def _announced(engine: DockerClient, name: str, door: Container, answer: Any) ->
     return deployment
 
 
-def _remove_door(engine: DockerClient, name: str, door: Container) -> None:
-    containers.remove(door)
+def _remove(engine: DockerClient, name: str) -> None:
+    # The door last: requests that are being answered pass through it.
+    for container in (containers.candidate_name(name), containers.model_name(name), containers.door_name(name)):
+        if found := containers.find(engine, container):
+            containers.remove(found)
     containers.remove_volume(engine, name)
+    containers.remove_images(engine, name, dangling=False)
 
 
 def _describe(engine: DockerClient, name: str, door: Container) -> dict[str, Any]:

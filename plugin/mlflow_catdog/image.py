@@ -19,7 +19,7 @@ from mlflow.models import Model
 
 from catdog_pyfunc.pipeline.progress import say
 from mlflow_catdog.errors import DeploymentError, DeploymentMissing
-from mlflow_catdog.probe import request_for
+from mlflow_catdog.question import request_for
 
 if TYPE_CHECKING:
     from docker import DockerClient

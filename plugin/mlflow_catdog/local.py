@@ -21,7 +21,7 @@ from mlflow_catdog import image, interruption, invocations
 from mlflow_catdog.container.probe import WrongAnswer, check
 from mlflow_catdog.errors import DeploymentError
 from mlflow_catdog.options import Options
-from mlflow_catdog.probe import request_for
+from mlflow_catdog.question import request_for
 
 _STOP_TIMEOUT_S = 30
 

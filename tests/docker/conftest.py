@@ -30,6 +30,9 @@ def engine() -> Iterator[DockerClient]:
     client = docker.from_env()
     before = held(client)
     yield client
+    for image in client.images.list():  # those that Compose built: kept until now, so that they are built once
+        if any(tag.startswith(f"catdog-test-{os.getpid()}") for tag in image.tags):
+            client.images.remove(str(image.id), force=True)
     left = held(client) - before
     client.close()
     assert not left, f"these tests left {sorted(left)}"
@@ -63,7 +66,7 @@ def composed(command: str, file: Path, project: str, setting: Mapping[str, str],
     before = dict(os.environ)
     os.environ.update(setting)
     try:
-        with get_docker_services(command, str(file), project, [], ["down -v --remove-orphans --rmi local"]) as services:
+        with get_docker_services(command, str(file), project, [], ["down -v --remove-orphans"]) as services:
             stack = Stack(DockerComposeExecutor(command, str(file), project), services)
             stack.execute(up)
             yield stack
@@ -100,7 +103,7 @@ class Stack:
 
 
 @pytest.fixture(scope="session")
-def image(engine: DockerClient, project: Project) -> Iterator[str]:
+def image(engine: DockerClient, project: Project) -> str:
     """What `mlflow models build-docker` makes of the model in production."""
     name = f"catdog-test-{os.getpid()}"
     words = ["mlflow", "models", "build-docker", "-m", f"models:/{MODEL}@production", "-n", name, "--env-manager", "local"]
@@ -109,8 +112,7 @@ def image(engine: DockerClient, project: Project) -> Iterator[str]:
     assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
     size = engine.images.get(name).attrs["Size"]
     print(f"\nmlflow models build-docker: {time.monotonic() - started:.0f} s, {size / 1e6:.0f} MB")
-    yield name
-    engine.images.remove(name, force=True)
+    return name
 
 
 class Target:

@@ -24,7 +24,8 @@ class Workers:
         """Start them."""
         self._listeners = listeners
         self._ready, self._report = os.pipe()
-        self._wait, self._open = os.pipe()
+        self._wait, opening = os.pipe()
+        self._opening: int | None = opening
         os.set_blocking(self._ready, False)
         self._number, self._reports = number, 0
         self._processes = [self._start() for _ in range(number)]
@@ -34,9 +35,9 @@ class Workers:
         with contextlib.suppress(BlockingIOError):
             self._reports += len(os.read(self._ready, 64))
         opened = self._reports >= self._number
-        if opened and self._open is not None:
-            os.close(self._open)  # the workers see the pipe's end
-            self._open = None
+        if opened and self._opening is not None:
+            os.close(self._opening)  # the workers see the pipe's end
+            self._opening = None
             print(f"ready: {self._number} workers have answered a picture each", flush=True)
         for place, process in enumerate(self._processes):
             code = process.poll()
@@ -61,8 +62,6 @@ class Workers:
     def _start(self) -> subprocess.Popen[bytes]:
         given = (*(listener.fileno() for listener in self._listeners), self._report, self._wait)
         return subprocess.Popen([sys.executable, "-m", f"{__package__}.worker", *map(str, given)], pass_fds=given)
-
-    _open: int | None
 
 
 def main() -> int:

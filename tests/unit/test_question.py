@@ -14,7 +14,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.models import ModelSignature
 from mlflow.types.schema import ColSpec, DataType, Schema
 from mlflow_catdog.container.probe import WrongAnswer, check
-from mlflow_catdog.probe import request_for
+from mlflow_catdog.question import request_for
 from PIL import Image
 
 
