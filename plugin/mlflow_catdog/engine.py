@@ -57,12 +57,9 @@ def _told(refused: APIError) -> DeploymentError:
 
 
 def host_of(engine: DockerClient) -> str:
-    """The machine that published ports are on: 127.0.0.1, or the name of another one."""
-    return urlparse(engine.api.base_url).hostname or "127.0.0.1" if _is_remote(engine) else "127.0.0.1"
-
-
-def _is_remote(engine: DockerClient) -> bool:
-    return urlparse(engine.api.base_url).hostname not in (None, "localhost", "localunixsocket", "localnpipe")
+    """The machine that published ports are on; 127.0.0.1 for this one, and through ssh, where a tunnel must lead there."""
+    host = urlparse(engine.api.base_url).hostname
+    return host if host and host not in ("localhost", "localunixsocket", "localnpipe", "ssh") else "127.0.0.1"
 
 
 def have_image(engine: DockerClient, name: str) -> None:
