@@ -6,20 +6,27 @@ are pulled, or lie there already; they stay.
 
 from __future__ import annotations
 
+import base64
 import contextlib
+import json
 import os
 import subprocess
 import time
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import docker
 import pytest
 import requests
 from docker import DockerClient
+from docker.models.containers import Container
+from mlflow.deployments import BaseDeploymentClient, get_deploy_client
 from pytest_docker.plugin import DockerComposeExecutor, Services, get_docker_services
 
-from tests.project import MODEL, REPOSITORY, Project
+from tests.project import MODEL, REPOSITORY, Project, free_port
+
+URI = f"models:/{MODEL}@production"
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -106,7 +113,7 @@ class Stack:
 def image(engine: DockerClient, project: Project) -> str:
     """What `mlflow models build-docker` makes of the model in production."""
     name = f"catdog-test-{os.getpid()}"
-    words = ["mlflow", "models", "build-docker", "-m", f"models:/{MODEL}@production", "-n", name, "--env-manager", "local"]
+    words = ["mlflow", "models", "build-docker", "-m", URI, "-n", name, "--env-manager", "local"]
     started = time.monotonic()
     done = project.command(*words)
     assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
@@ -146,10 +153,86 @@ class Target:
             self.call("delete", "--name", name)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def target(engine: DockerClient, project: Project) -> Iterator[Target]:
     target = Target(project)
     try:
         yield target
     finally:
         target.clean()
+
+
+@dataclass(frozen=True)
+class Live:
+    """A deployment of the model in production."""
+
+    name: str
+    port: int
+    photo: bytes
+
+    @property
+    def address(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def record(self) -> dict[str, str]:
+        return {"image": base64.b64encode(self.photo).decode()}
+
+    @property
+    def body(self) -> dict[str, object]:
+        return {"dataframe_records": [self.record]}
+
+    def container(self, engine: DockerClient) -> Container:
+        return engine.containers.get(f"catdog-{self.name}")
+
+
+@pytest.fixture(scope="session")
+def live(target: Target, drawn: Path) -> Live:
+    live = Live(target.name(), free_port(), (drawn / "test" / "cat" / "cat-0001.jpg").read_bytes())
+    started = time.monotonic()
+    done = target.call("create", "--name", live.name, "-m", URI, "-C", f"port={live.port}")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f"{live.name}: models:/{MODEL}/2 answers at {live.address}/invocations" in done.stderr
+    print(f"\ncreated in {time.monotonic() - started:.0f} s")
+    return live
+
+
+@pytest.fixture
+def client(project: Project, monkeypatch: pytest.MonkeyPatch) -> BaseDeploymentClient:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", project.tracking_uri)
+    client = get_deploy_client("catdog")
+    assert client is not None
+    return client
+
+
+@pytest.fixture(scope="session")
+def expected(project: Project, live: Live) -> dict[str, object]:
+    """What the model says without a server."""
+    code = (
+        f"import mlflow, pandas; model = mlflow.pyfunc.load_model('{URI}'); "
+        f"print(model.predict(pandas.DataFrame([{live.record!r}])).to_json(orient='records', double_precision=15))"
+    )
+    done = project.command("python", "-c", code)
+    assert done.returncode == 0, done.stderr
+    return dict(json.loads(done.stdout)[0])
+
+
+@pytest.fixture(scope="session")
+def requirements(project: Project, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Those of this project's models: what strangers' images then needn't install again."""
+    folder = tmp_path_factory.mktemp("requirements")
+    done = project.command("mlflow", "artifacts", "download", "-u", f"{URI}/requirements.txt", "-d", str(folder))
+    assert done.returncode == 0, done.stderr
+    return (folder / "requirements.txt").read_text().splitlines()
+
+
+@pytest.fixture
+def nothing_new(engine: DockerClient, live: Live) -> Iterator[None]:
+    """A failure leaves what was there, and no more."""
+    before = held(engine)
+    yield
+    assert held(engine) == before
+
+
+def assert_same(row: dict, expected: dict) -> None:
+    assert {**row, "probabilities": None} == pytest.approx({**expected, "probabilities": None}, abs=1e-6)
