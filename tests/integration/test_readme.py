@@ -129,6 +129,8 @@ def terminal(tmp_path_factory: pytest.TempPathFactory, real_photos: Path, real_w
         with socket.socket() as probe:
             if probe.connect_ex(("127.0.0.1", port)) == 0:
                 pytest.skip(f"port {port} of the README's commands is taken on this machine")
+    if os.environ.get("CATDOG_DOCKER"):
+        refuse_to_touch_what_is_there()
     folder = tmp_path_factory.mktemp("reader")
     listed = subprocess.run(["git", "ls-files", "-co", "--exclude-standard"], cwd=REPOSITORY, capture_output=True, text=True)
     for name in listed.stdout.splitlines():
@@ -145,6 +147,7 @@ def terminal(tmp_path_factory: pytest.TempPathFactory, real_photos: Path, real_w
     shutil.copy(real_weights, torch_home / "mobilenet_v2-7ebf99e0.pth")  # where torchvision looks before it downloads
     environment = {**os.environ, "TORCH_HOME": str(folder / "torch"), "XDG_CACHE_HOME": str(folder / "cache")}
     environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    environment["COMPOSE_PROJECT_NAME"] = f"catdog-test-{os.getpid()}"  # not this machine's own stack
     for name in ("MLFLOW_TRACKING_URI", "MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_NAME"):
         environment.pop(name, None)
     terminal = Terminal(folder, environment)
@@ -156,6 +159,14 @@ def terminal(tmp_path_factory: pytest.TempPathFactory, real_photos: Path, real_w
         terminal.close()
         if os.environ.get("CATDOG_DOCKER"):
             terminal_end(folder, environment)
+
+
+def refuse_to_touch_what_is_there() -> None:
+    """The README's names may be in use on this engine."""
+    for kind, name in (("image", "catdog"), ("container", "catdog-live.door")):
+        found = subprocess.run(["docker", kind, "inspect", name], capture_output=True)
+        if found.returncode == 0:
+            pytest.skip(f"the {kind} {name} of the README's commands is somebody's on this engine")
 
 
 def terminal_end(folder: Path, environment: Mapping[str, str]) -> None:

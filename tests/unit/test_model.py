@@ -24,7 +24,7 @@ from PIL import Image
 
 from catdog_pyfunc import bundle, flavor
 from catdog_pyfunc.bundle import Description
-from catdog_pyfunc.classifier import Classifier, available_cores
+from catdog_pyfunc.classifier import Classifier
 from catdog_pyfunc.engine import OnnxEngine, open_engine
 from catdog_pyfunc.errors import EnginesDisagree, InvalidBundle, InvalidSetting
 from catdog_pyfunc.model import CatDogModel
@@ -282,27 +282,3 @@ def test_a_model_loads_with_pickle_forbidden(saved: Path, pictures: list[bytes],
     monkeypatch.setenv("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
     model = mlflow.pyfunc.load_model(str(saved))
     assert model.predict(pd.DataFrame({"image": pictures[:1]}))["error"][0] is None
-
-
-@pytest.mark.parametrize(
-    ("files", "cores"),
-    [
-        ({}, 8),
-        ({"cpu.max": "max 100000\n"}, 8),
-        ({"cpu.max": "200000 100000\n"}, 2),
-        ({"cpu.max": "150000 100000\n"}, 2),
-        ({"cpu.max": "5000 100000\n"}, 1),
-        ({"cpu.max": "1600000 100000\n"}, 8),
-        ({"cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.cfs_period_us": "100000\n"}, 8),
-        ({"cpu/cpu.cfs_quota_us": "300000\n", "cpu/cpu.cfs_period_us": "100000\n"}, 3),
-        ({"cpu.max": "nonsense"}, 8),
-    ],
-)
-def test_a_containers_share_of_the_cores_counts(
-    files: dict[str, str], cores: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
-    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(8)), raising=False)
-    for name, content in files.items():
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).write_text(content)
-    assert available_cores(tmp_path) == cores
