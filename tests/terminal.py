@@ -72,7 +72,10 @@ class Terminal:
         printed = ""
         deadline = time.monotonic() + TIMEOUT_S
         while True:
-            line = self._lines.get(timeout=max(0.1, deadline - time.monotonic()))
+            try:
+                line = self._lines.get(timeout=max(0.1, deadline - time.monotonic()))
+            except queue.Empty:
+                raise AssertionError(f"{text} took longer than {TIMEOUT_S} s:\n{printed[-3000:]}") from None
             if ended := re.match(r"THE END (\d+)", line):
                 return printed, int(ended[1])
             printed += line

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,6 +19,7 @@ import requests
 from docker.errors import APIError, NotFound
 
 from mlflow_catdog.container import PORT
+from mlflow_catdog.container.ask import ANSWERED_WRONGLY
 from mlflow_catdog.errors import DeploymentError, DeploymentExists
 from mlflow_catdog.options import Options
 
@@ -25,13 +27,13 @@ if TYPE_CHECKING:
     from docker import DockerClient
     from docker.models.containers import Container
 
-DEPLOYMENT, ROLE, OPTIONS, MODEL_URI, MODEL, BASE = (
-    f"catdog.{name}" for name in ("deployment", "role", "options", "model_uri", "model", "base_image")
+DEPLOYMENT, ROLE, OPTIONS, MODEL_URI, MODEL = (
+    f"catdog.{name}" for name in ("deployment", "role", "options", "model_uri", "model")
 )
 _DOOR = Path(__file__).with_name("container") / "door.py"
+_MEETING, _SOCKET = "/run/door", "/run/door/socket"
 _LOG_LINES = 30
 _MARGIN_S = 60.0
-_WRONG = "the model "  # so begins what `container.probe` finds wrong with an answer
 _NOBODY = "10001:10001"
 _LOCKED: Mapping[str, Any] = {
     "user": _NOBODY,
@@ -82,16 +84,16 @@ def open_door(engine: DockerClient, name: str, options: Options, image: str) -> 
         DeploymentExists: The name is taken.
         APIError: The port is taken, or the engine refuses otherwise; nothing is left.
     """
-    labels = {DEPLOYMENT: name, ROLE: "door", OPTIONS: options.to_json(), BASE: image}
+    labels = {DEPLOYMENT: name, ROLE: "door", OPTIONS: options.to_json()}
     memory_disk = {"type": "tmpfs", "device": "tmpfs", "o": "size=64k,uid=10001,gid=10001,mode=0700"}
     try:
         door = engine.containers.create(
             image,
-            ["python", "-c", _DOOR.read_text()],
+            ["python", "-c", _DOOR.read_text(), str(PORT), _SOCKET],
             name=door_name(name),
             labels=labels,
             ports={f"{PORT}/tcp": (options.host, options.port)},
-            volumes={_volume(engine, name, memory_disk): {"bind": "/run/door", "mode": "rw"}},
+            volumes={_volume(engine, name, memory_disk): {"bind": _MEETING, "mode": "rw"}},
             restart_policy=_RESTARTED,
             **_LOCKED,
         )
@@ -125,8 +127,8 @@ def start_candidate(engine: DockerClient, name: str, image: str, options: Option
         The container, running.
     """
     environment = {
-        "CATDOG_DOOR": "/run/door/socket",
-        "CATDOG_WORKERS": str(options.workers or -int(-options.cpus // 1)),  # 0: one a core
+        "CATDOG_DOOR": _SOCKET,
+        "CATDOG_WORKERS": str(options.workers or math.ceil(options.cpus)),  # 0: one a core
         "CATDOG_MAX_BODY_MB": str(options.max_body_mb),
         "MLFLOW_SCORING_SERVER_REQUEST_TIMEOUT": str(options.request_timeout_s),
         "SERVING_MODEL_CONFIG": options.model_config or "{}",
@@ -137,7 +139,7 @@ def start_candidate(engine: DockerClient, name: str, image: str, options: Option
         labels={DEPLOYMENT: name, ROLE: "model", OPTIONS: options.to_json(), **labels},
         environment=environment,
         network_mode=options.network,
-        volumes={model_name(name): {"bind": "/run/door", "mode": "ro"}},
+        volumes={model_name(name): {"bind": _MEETING, "mode": "ro"}},
         tmpfs={"/tmp": ""},  # noqa: S108  # the container's own
         mem_limit=options.memory or None,
         nano_cpus=int(options.cpus * 1e9),
@@ -170,7 +172,7 @@ def await_answer(candidate: Container, timeout_s: int) -> Any:
         output, errors = ((part or b"").decode("utf-8", "replace") for part in cast(tuple[bytes, bytes], said.output))
         if said.exit_code == 0:
             return json.loads(output)
-        if errors.startswith(_WRONG):
+        if said.exit_code == ANSWERED_WRONGLY:
             raise DeploymentError(f"{errors.strip()}\n{log_end(candidate)}")
     if time.monotonic() - started >= timeout_s:
         raise DeploymentError(f"the model didn't answer a picture within {timeout_s} s\n{log_end(candidate)}")

@@ -73,11 +73,10 @@ class CatDogDeploymentClient(BaseDeploymentClient):
         _check(name, endpoint)
         options = Options().changed(config, "create")
         with _changing() as engine, image.fetched(model_uri, flavor) as model, contextlib.ExitStack() as undo:
-            base = options.base_image or f"python:{model.python()}-slim"
-            have_image(engine, base)
+            base = _base_image(engine, model, options)
             door = containers.open_door(engine, name, options, base)
             undo.callback(_remove, engine, name)
-            answer = _replace(engine, name, model, options)
+            answer = _replace(engine, name, model, options, base)
             undo.pop_all()
             return _announced(engine, name, door, answer)
 
@@ -114,7 +113,7 @@ class CatDogDeploymentClient(BaseDeploymentClient):
             if not uri:
                 raise InvalidOption(f"deployment {name!r} has no model: give one")
             with image.fetched(uri, flavor) as model:
-                answer = _replace(engine, name, model, options)
+                answer = _replace(engine, name, model, options, _base_image(engine, model, options))
             return _announced(engine, name, door, answer)
 
     def delete_deployment(self, name: str, config: Mapping[str, Any] | None = None, endpoint: str | None = None) -> None:
@@ -133,7 +132,7 @@ class CatDogDeploymentClient(BaseDeploymentClient):
 
     def list_deployments(self, endpoint: str | None = None) -> list[dict[str, Any]]:
         """All deployments on this engine, each as `get_deployment` gives it."""
-        _check("all", endpoint)
+        _check_endpoint(endpoint)
         with connected() as engine:
             doors = engine.containers.list(all=True, filters={"label": f"{containers.ROLE}=door"})
             described = [_describe(engine, door.labels[containers.DEPLOYMENT], door) for door in doors]
@@ -198,9 +197,13 @@ class CatDogDeploymentClient(BaseDeploymentClient):
         return str(deployment["address"]), float(deployment["options"]["request_timeout_s"])
 
 
-def _check(name: str, endpoint: str | None) -> None:
+def _check_endpoint(endpoint: str | None) -> None:
     if endpoint is not None:
         raise InvalidOption("the target catdog has no endpoints: name a deployment")
+
+
+def _check(name: str, endpoint: str | None) -> None:
+    _check_endpoint(endpoint)
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]{0,62}", name):
         raise InvalidOption(f"a deployment can't be called {name!r}: give up to 63 letters, digits, - and _")
 
@@ -217,10 +220,15 @@ def _door(engine: DockerClient, name: str) -> Container:
     raise DeploymentMissing(f"there is no deployment {name!r}: `mlflow deployments list -t catdog` tells which there are")
 
 
-def _replace(engine: DockerClient, name: str, model: image.FetchedModel, options: Options) -> Any:
+def _base_image(engine: DockerClient, model: image.FetchedModel, options: Options) -> str:
+    base = options.base_image or f"python:{model.python()}-slim"
+    have_image(engine, base)
+    return base
+
+
+def _replace(engine: DockerClient, name: str, model: image.FetchedModel, options: Options, base: str) -> Any:
     """Build, start and ask a model; only when it has answered does it take the place of what is there."""
     labels = {containers.MODEL_URI: model.uri, containers.MODEL: model.version}
-    base = options.base_image or f"python:{model.python()}-slim"
     tag = f"{_IMAGES}:{name}.new"
     with contextlib.ExitStack() as undo:
         undo.callback(containers.take_name, engine, tag)

@@ -58,7 +58,7 @@ def test_updates_to_broken_models_lose_no_request(
         (["-m", "{unknown}"], "No matching distribution found for no-such-package-of-catdog"),
         (["-m", "models:/Nobody/1"], "model models:/Nobody/1 can't be had"),
         (["-m", "{empty}"], "is no model with the flavor python_function"),
-        (["-C", "base_image=catdog-no-such-image"], "the image on catdog-no-such-image can't be built"),
+        (["-C", "base_image=catdog-no-such-image"], "image catdog-no-such-image can't be had: "),
         (["-C", "wrokers=1"], "unknown option 'wrokers': did you mean 'workers'?"),
         (["-C", "port=5001"], "option 'port' is for create and run-local, not for update"),
     ],

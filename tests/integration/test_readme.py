@@ -46,7 +46,9 @@ ELSEWHERE = {
     "mlflow ui": "tests/browser/conftest.py: mlflow",
     'make bench ARGS="--model models:/CatDogClassifier@production --photos path/to/photos --seconds 6"': "Makefile: bench:",
     "make bench": "benchmarks/serving.py: def main",  # minutes of wrk, not a test
-    "docker run -p 5001:8080 catdog-deployment:live": "tests/docker/test_deployments.py: test_its_image_runs_without_a_door",
+    "docker run -p 127.0.0.1:5001:8080 catdog-deployment:live": (
+        "tests/docker/test_deployments.py: test_its_image_runs_without_a_door"
+    ),
     "mlflow deployments run-local -t catdog --name here -m models:/CatDogClassifier@production": (
         "tests/integration/test_run_local.py: test_it_answers_until"
     ),
@@ -210,13 +212,9 @@ def test_each_command_works_as_it_stands(step: Step, terminal: Terminal):
 
 # What the README's blocks of Python take for granted.
 _PRELUDE = """
-import mlflow, pandas
-try:
-    import torch
-    device, image_tensor = "cpu", torch.zeros(1, 3, 224, 224)
-    table = pandas.DataFrame({"image": [open("photo.jpg", "rb").read()] * 4, "label": ["cat", "cat", "dog", "cat"]})
-finally:
-    pass
+import mlflow, pandas, torch
+device, image_tensor = "cpu", torch.zeros(1, 3, 224, 224)
+table = pandas.DataFrame({"image": [open("photo.jpg", "rb").read()] * 4, "label": ["cat", "cat", "dog", "cat"]})
 """
 
 
@@ -233,6 +231,12 @@ def test_the_cards_commands_work_as_they_stand(terminal: Terminal):
     assert re.search(_ROW, terminal.run(curl), re.DOTALL)
     (terminal.folder / "block.py").write_text(python)
     terminal.run("python block.py")
+
+
+def test_nothing_is_said_of_commands_that_have_gone():
+    readme = (REPOSITORY / "README.md").read_text()
+    assert [command for command in ELSEWHERE if command not in readme] == []
+    assert [part for part in SAYS if part not in "".join(step.text for step in steps())] == []
 
 
 def test_what_is_not_run_here_is_run_there():

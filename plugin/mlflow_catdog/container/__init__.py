@@ -4,4 +4,4 @@
 that a worker answers before it takes requests; `ask` puts it from outside, and is the image's HEALTHCHECK.
 """
 
-PORT = 8080  # in the containers; `door` can't import it, and has its own
+PORT = 8080  # in the containers

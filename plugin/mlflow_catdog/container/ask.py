@@ -9,6 +9,8 @@ import time
 
 from . import PORT, probe
 
+ANSWERED_WRONGLY = 2
+
 
 def main(what: str, timeout_s: float) -> int:
     """Ask once; workers that are still loading take the question when they are ready.
@@ -18,7 +20,7 @@ def main(what: str, timeout_s: float) -> int:
         timeout_s: How long to wait.
 
     Returns:
-        Exit code: 0 for a good answer.
+        Exit code: 0 for a good answer, `ANSWERED_WRONGLY`, or 1 for none.
     """
     connection = http.client.HTTPConnection("127.0.0.1", PORT, timeout=timeout_s)
     _connect(connection, time.monotonic() + timeout_s)
@@ -31,7 +33,7 @@ def main(what: str, timeout_s: float) -> int:
         print(json.dumps(probe.check(response.status, response.read())))
     except probe.WrongAnswer as wrong:
         print(wrong, file=sys.stderr)
-        return 1
+        return ANSWERED_WRONGLY
     return 0
 
 

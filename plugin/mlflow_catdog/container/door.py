@@ -4,7 +4,7 @@ A published port belongs to one container and goes with it, so that replacing th
 seconds. Here it belongs to the door, which no update touches: old and new container take requests from the same queue of the
 kernel, none is lost in between, and nothing stands in their way. Nor does a model container need a network of its own.
 
-Run as `python -c <this file>`: standard library only.
+Run as `python -c <this file> PORT SOCKET`: standard library only.
 """
 
 from __future__ import annotations
@@ -16,18 +16,21 @@ import socket
 import sys
 from pathlib import Path
 
-PORT = 8080
-SOCKET = Path("/run/door/socket")
 _QUEUE = 1024  # requests that wait while no model container is there
 
 
-def main() -> None:
-    """Listen, hand out, until SIGTERM."""
+def main(port: int, meeting: Path) -> None:
+    """Listen, hand out, until SIGTERM.
+
+    Args:
+        port: To take requests from.
+        meeting: The socket at which model containers ask for it.
+    """
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # process 1 of a container has no default for it
-    listener = socket.create_server(("0.0.0.0", PORT), backlog=_QUEUE)  # noqa: S104  # in the container's own network
-    SOCKET.unlink(missing_ok=True)
+    listener = socket.create_server(("0.0.0.0", port), backlog=_QUEUE)  # noqa: S104  # in the container's own network
+    meeting.unlink(missing_ok=True)
     counter = socket.socket(socket.AF_UNIX)
-    counter.bind(str(SOCKET))
+    counter.bind(str(meeting))
     counter.listen()
     hand_out(listener, counter)
 
@@ -49,4 +52,4 @@ def hand_out(listener: socket.socket, counter: socket.socket) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(int(sys.argv[1]), Path(sys.argv[2]))
