@@ -19,10 +19,11 @@ demo: $(INSTALLED)  ## draw photos, train, register, promote, serve and ask: the
 test: $(INSTALLED)  ## all tests; one that can't run here says why
 	python -m pytest
 
-check: $(INSTALLED)  ## formatting, lint and types
+check: $(INSTALLED)  ## formatting, lint, types and import contracts
 	ruff format --check .
 	ruff check .
 	mypy
+	lint-imports
 
 bench: $(INSTALLED) $(PEERS)  ## speed of serving beside what a user would pick instead; ARGS="--model … --photos …"
 	python benchmarks/serving.py $(ARGS)

@@ -13,7 +13,7 @@ from servers import PEERS
 
 from catdog_pyfunc import flavor
 from catdog_pyfunc.bundle import Description
-from catdog_pyfunc.preprocess import Preprocess
+from catdog_pyfunc.preprocessing import Preprocess
 
 REPOSITORY = Path(__file__).parent.parent
 

@@ -120,7 +120,7 @@ def running(server: Server, image: bytes, log: Path) -> Iterator[Running]:
         process = subprocess.Popen(command, cwd=PEERS, env=environment, stdout=stream, stderr=stream, start_new_session=True)
     url = f"http://127.0.0.1:{port}"
     try:
-        while ask(url, server.form, image) is None:
+        while predict(url, server.form, image) is None:
             if process.poll() is not None or time.monotonic() - started > START_TIMEOUT_S:
                 raise SystemExit(
                     f"{server.name} was not up within {START_TIMEOUT_S} s; its log ends:\n{log.read_text()[-2000:]}"
@@ -145,7 +145,7 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
     process.wait(timeout=15)
 
 
-def ask(url: str, form: Form, image: bytes) -> str | None:
+def predict(url: str, form: Form, image: bytes) -> str | None:
     """One photo's label; None while the server isn't up."""
     try:
         headers = {"Content-Type": form.content_type}

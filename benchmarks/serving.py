@@ -31,9 +31,9 @@ from report import Row, reached, table
 from servers import PEERS_PYTHON, Server
 
 from catdog_pyfunc import bundle, flavor
-from catdog_pyfunc.classifier import available_cores
+from catdog_pyfunc.cpu import available_cores
 from catdog_pyfunc.engine import OnnxEngine
-from catdog_pyfunc.preprocess import preprocess
+from catdog_pyfunc.preprocessing import preprocess
 
 
 def main() -> None:
@@ -107,7 +107,7 @@ def measure(
     first = images["500x375"][0]
     with servers.running(server, first, scratch / "server.log") as running:
         for size, files in images.items():
-            told = [servers.ask(running.url, server.form, image) for image in files]
+            told = [servers.predict(running.url, server.form, image) for image in files]
             same = f"{sum(label == labels[image] for label, image in zip(told, files, strict=True))}/{len(files)}"
             bodies = [server.form.body(image) for image in files]
             for clients in (1, 8):

@@ -15,7 +15,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from catdog_pyfunc.errors import InvalidBundle
-from catdog_pyfunc.preprocess import Floats, Preprocess
+from catdog_pyfunc.preprocessing import Floats, Preprocess
 
 FORMAT = 1
 WEIGHTS, GRAPH, REFERENCE, DESCRIPTION = "weights.safetensors", "model.onnx", "reference.npy", "classifier.json"

@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 import contextlib
-import math
-import os
 import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
 from catdog_pyfunc.bundle import Bundle
+from catdog_pyfunc.cam import heatmap
+from catdog_pyfunc.cpu import available_cores
 from catdog_pyfunc.engine import Engine, Outputs, open_engine
 from catdog_pyfunc.errors import InvalidImage
-from catdog_pyfunc.explain import heatmap
-from catdog_pyfunc.images import picture_bytes
-from catdog_pyfunc.preprocess import DEFAULT_LIMITS, Limits, Pixels, preprocess
+from catdog_pyfunc.images import decode_payload
+from catdog_pyfunc.preprocessing import DEFAULT_LIMITS, Limits, Pixels, preprocess
 
 
 @dataclass(frozen=True)
@@ -80,9 +78,9 @@ class Classifier:
         """
         size = self.engine.batch_size
         chunks = [range(start, min(start + size, len(images))) for start in range(0, len(images), size)]
-        with self._calling() as alone:
-            if alone and len(chunks) == 1:  # no detour over the pool
-                return self._predict_chunk(images, chunks[0], explain, alone)
+        with self._calling() as exclusive:
+            if exclusive and len(chunks) == 1:  # no detour over the pool
+                return self._predict_chunk(images, chunks[0], explain, exclusive)
             answers = self._pool.map(lambda rows: self._predict_chunk(images, rows, explain), chunks)
             return [prediction for chunk in answers for prediction in chunk]
 
@@ -97,21 +95,23 @@ class Classifier:
             with self._counting:
                 self._callers -= 1
 
-    def _predict_chunk(self, images: Sequence[object], rows: range, explain: bool, alone: bool = False) -> list[Prediction]:
+    def _predict_chunk(
+        self, images: Sequence[object], rows: range, explain: bool, exclusive: bool = False
+    ) -> list[Prediction]:
         pixels: list[Pixels] = []
         errors: dict[int, str] = {}
         for row in rows:
             try:
-                pixels.append(preprocess(picture_bytes(images[row]), self.bundle.description.preprocess, self._limits))
+                pixels.append(preprocess(decode_payload(images[row]), self.bundle.description.preprocess, self._limits))
             except InvalidImage as wrong:
                 errors[row] = f"image {row} {wrong}"
-        outputs = self.engine.run(np.stack(pixels), alone=alone) if pixels else None
+        outputs = self.engine.run(np.stack(pixels), exclusive=exclusive) if pixels else None
         answers = iter(self._name(pixels, outputs, explain) if outputs else ())
         return [Prediction(error=errors[row]) if row in errors else next(answers) for row in rows]
 
     def _name(self, pixels: Sequence[Pixels], outputs: Outputs, explain: bool) -> list[Prediction]:
         description = self.bundle.description
-        scores = outputs.likeness.tolist()
+        scores = outputs.similarity.tolist()
         predictions = []
         for row, shares in enumerate(softmax(outputs.logits / description.temperature)):
             best = int(shares.argmax())
@@ -133,23 +133,3 @@ def softmax(logits: npt.NDArray[np.floating]) -> npt.NDArray[np.float64]:
     """Logits (N, C) → probabilities (N, C) that add up to 1 a row, without overflow."""
     raised: npt.NDArray[np.float64] = np.exp(logits.astype(np.float64) - logits.max(axis=1, keepdims=True))
     return np.asarray(raised / raised.sum(axis=1, keepdims=True))
-
-
-def available_cores(control_group: Path = Path("/sys/fs/cgroup")) -> int:
-    """How many cores this process may use; what a container may, where the system tells.
-
-    With threads for 64 cores and a quota of two, a container stands still for most of the time.
-
-    Args:
-        control_group: Where Linux says what time a container gets: cgroup v2's `cpu.max` or v1's two files, in microseconds.
-
-    Returns:
-        At least 1; a share of a core counts as one.
-    """
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    for files in (("cpu.max",), ("cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us")):
-        with contextlib.suppress(OSError, ValueError):  # not there, or "max": no limit
-            quota, period = map(int, " ".join((control_group / file).read_text() for file in files).split())
-            if quota > 0:
-                cores = min(cores, math.ceil(quota / period))
-    return cores

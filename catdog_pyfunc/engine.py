@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, Protocol
 
 from catdog_pyfunc.bundle import GRAPH, WEIGHTS, Bundle
 from catdog_pyfunc.errors import InvalidBundle, InvalidSetting, MissingDependency
-from catdog_pyfunc.preprocess import Floats, Pixels
+from catdog_pyfunc.preprocessing import Floats, Pixels
 
 ENGINES = ("auto", "onnx", "torch")
 OUTPUTS = ("logits", "embedding", "class_maps", "likeness")  # of the graph, in this order
@@ -27,7 +27,7 @@ class Outputs(NamedTuple):
     logits: Floats
     embedding: Floats
     class_maps: Floats
-    likeness: Floats
+    similarity: Floats
 
 
 class Engine(Protocol):
@@ -39,7 +39,7 @@ class Engine(Protocol):
 
     batch_size: int
 
-    def run(self, images: Pixels, *, alone: bool = False) -> Outputs:
+    def run(self, images: Pixels, *, exclusive: bool = False) -> Outputs:
         """Classify pictures: (N, size, size, 3) uint8, as `preprocess` makes them.
 
         Args:
@@ -66,9 +66,9 @@ class OnnxEngine:
         with contextlib.suppress(OSError, AttributeError):  # where there is no glibc
             ctypes.CDLL(None).malloc_trim(0)  # what reading the graph took and freed: 25 MB a server
 
-    def run(self, images: Pixels, *, alone: bool = False) -> Outputs:
+    def run(self, images: Pixels, *, exclusive: bool = False) -> Outputs:
         """Classify pictures: (N, size, size, 3) uint8, as `preprocess` makes them."""
-        session = self._wide if alone else self._narrow
+        session = self._wide if exclusive else self._narrow
         return Outputs(*session.run(OUTPUTS, {"images": images}))
 
 
@@ -93,7 +93,7 @@ class TorchEngine:
             import torch
             from safetensors.torch import load_file
 
-            from catdog_pyfunc.network import PixelNetwork, build
+            from catdog_pyfunc.network import ServingNetwork, build
         except ImportError as missing:
             raise MissingDependency("PyTorch is needed here: pip install 'catdog-pyfunc[torch]'") from missing
 
@@ -106,12 +106,12 @@ class TorchEngine:
         self._torch = torch
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self._network = (
-            PixelNetwork(network, spec.mean, spec.std, torch.from_numpy(bundle.reference())).eval().to(self._device)
+            ServingNetwork(network, spec.mean, spec.std, torch.from_numpy(bundle.reference())).eval().to(self._device)
         )
         self.batch_size = 64 if self._device.type == "cuda" else 4
         self._turn = threading.Lock()  # PyTorch uses every core for each call: two at once would get in each other's way
 
-    def run(self, images: Pixels, *, alone: bool = False) -> Outputs:
+    def run(self, images: Pixels, *, exclusive: bool = False) -> Outputs:
         """Classify pictures: (N, size, size, 3) uint8, as `preprocess` makes them."""
         torch = self._torch
         with self._turn, torch.inference_mode():

@@ -23,8 +23,8 @@ from catdog_pyfunc.bundle import Bundle, Description
 from catdog_pyfunc.classifier import Classifier
 from catdog_pyfunc.engine import OUTPUTS, OnnxEngine
 from catdog_pyfunc.errors import EnginesDisagree, InvalidBundle, RegistryError
-from catdog_pyfunc.model import ARTIFACT, COLUMN, SETTINGS, signature
-from catdog_pyfunc.preprocess import Floats, preprocess
+from catdog_pyfunc.preprocessing import Floats, preprocess
+from catdog_pyfunc.pyfunc_model import ARTIFACT, COLUMN, SETTINGS, signature
 
 if TYPE_CHECKING:
     from catdog_pyfunc.network import Network
@@ -132,13 +132,13 @@ def load_model(model_uri: str, **settings: Any) -> Classifier:
         RegistryError: There is no such model.
         InvalidBundle: The model isn't one of this project's, or is damaged.
     """
-    folder = fetch(model_uri) / "artifacts" / ARTIFACT
+    folder = download_model(model_uri) / "artifacts" / ARTIFACT
     if not folder.is_dir():
         raise InvalidBundle(f"{model_uri} holds no catdog bundle: give a model that this project's training logged")
     return Classifier(bundles.read(folder), **settings)
 
 
-def fetch(model_uri: str) -> Path:
+def download_model(model_uri: str) -> Path:
     """The folder of a model, downloaded if it is elsewhere.
 
     Args:
@@ -183,7 +183,7 @@ def export_graph(network: Network, description: Description, reference: Floats) 
     """
     import torch
 
-    from catdog_pyfunc.network import PixelNetwork
+    from catdog_pyfunc.network import ServingNetwork
 
     spec = description.preprocess
     example = torch.zeros(2, spec.size, spec.size, 3, dtype=torch.uint8)
@@ -192,7 +192,7 @@ def export_graph(network: Network, description: Description, reference: Floats) 
         # dynamo=False: the same graph in 0.7 s instead of 6.5, without onnxscript; PyTorch calls it legacy, and says so.
         warnings.simplefilter("ignore")
         torch.onnx.export(
-            PixelNetwork(network, spec.mean, spec.std, torch.from_numpy(reference)).eval(),
+            ServingNetwork(network, spec.mean, spec.std, torch.from_numpy(reference)).eval(),
             (example,),
             content,  # type: ignore[arg-type]  # a file object is taken, though only paths are declared
             dynamo=False,
@@ -209,12 +209,12 @@ def _check_agreement(
 ) -> None:
     import torch
 
-    from catdog_pyfunc.network import PixelNetwork
+    from catdog_pyfunc.network import ServingNetwork
 
     spec = description.preprocess
     images = np.stack([preprocess(picture, spec) for picture in pictures])
     with torch.inference_mode():
-        engine = PixelNetwork(network, spec.mean, spec.std, torch.from_numpy(reference)).eval()
+        engine = ServingNetwork(network, spec.mean, spec.std, torch.from_numpy(reference)).eval()
         expected = engine(torch.from_numpy(images))[0].numpy()
     found = OnnxEngine(graph).run(images).logits
     apart = np.abs(expected - found)

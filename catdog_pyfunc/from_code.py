@@ -2,6 +2,6 @@
 
 import mlflow
 
-from catdog_pyfunc.model import CatDogModel
+from catdog_pyfunc.pyfunc_model import CatDogModel
 
 mlflow.models.set_model(CatDogModel())

@@ -17,7 +17,7 @@ _DATA_URI = re.compile(rb"\s*data:[^,]{0,1000},", re.IGNORECASE)
 _URL_SAFE = bytes.maketrans(b"-_", b"+/")
 
 
-def picture_bytes(cell: object) -> bytes:
+def decode_payload(cell: object) -> bytes:
     """Find the picture in one cell of a request.
 
     Args:

@@ -45,7 +45,7 @@ class Network(nn.Module):
         return self.head(embedding), embedding, class_maps
 
 
-class PixelNetwork(nn.Module):
+class ServingNetwork(nn.Module):
     """A `Network` behind its normalisation: uint8 pictures in, so that nothing is computed on pixels outside the graph."""
 
     mean: torch.Tensor
@@ -69,8 +69,8 @@ class PixelNetwork(nn.Module):
         batch = (images.permute(0, 3, 1, 2).to(torch.float32) - self.mean) * self.scale
         logits, embedding, class_maps = self.network.outputs(batch)
         length = embedding.square().sum(1, keepdim=True).sqrt().clamp_min(1e-12)
-        likeness = ((embedding / length) @ self.reference.float().T).amax(1)
-        return logits, embedding, class_maps, likeness
+        similarity = ((embedding / length) @ self.reference.float().T).amax(1)
+        return logits, embedding, class_maps, similarity
 
 
 def build(backbone: str, n_classes: int) -> Network:
@@ -92,13 +92,13 @@ def build(backbone: str, n_classes: int) -> Network:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # googlenet and inception warn about a change of initialisation to come
         model = torchvision.models.get_model(backbone, weights=None)
-    features = cut_at_pooling(model.eval(), backbone)
+    features = feature_extractor(model.eval(), backbone)
     with torch.inference_mode():
         dimension = features(torch.zeros(1, 3, 224, 224)).shape[1]
     return Network(features, dimension, n_classes).eval()
 
 
-def cut_at_pooling(model: nn.Module, name: str) -> fx.GraphModule:
+def feature_extractor(model: nn.Module, name: str) -> fx.GraphModule:
     """Keep a classification model up to the input of its last global pooling.
 
     Parameters keep the names they have in torchvision's own state_dict.

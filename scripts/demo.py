@@ -25,9 +25,10 @@ def main() -> None:
     _run("mlflow", "run", ".", "--env-manager", "local", "--experiment-name", "catdog")
     trained = time.monotonic()
 
-    from catdog_pyfunc.pipeline import registry, sources
+    from catdog_pyfunc.pipeline.data import catalog
+    from catdog_pyfunc.pipeline.registry import versions
 
-    version = registry.latest_version(MODEL)
+    version = versions.latest_version(MODEL)
     _title("2/4", f"promote: mlflow run . -e promote -P version={version}")
     _run(
         "mlflow",
@@ -45,7 +46,7 @@ def main() -> None:
 
     port = _free_port()
     _title("3/4", f"serve: mlflow models serve -m models:/{MODEL}@production -p {port} --env-manager local")
-    photo = sources.open_data(sources.SAMPLE).sides["test"][0].path
+    photo = catalog.load_dataset(catalog.SAMPLE).splits["test"][0].path
     answer = _serve_and_ask(port, photo)
 
     _title("4/4", f"the answer for {photo.name}, from POST /invocations")

@@ -6,7 +6,7 @@ import math
 
 import click
 
-from scripts.program import program
+from scripts.cli import program
 
 
 @click.command(context_settings={"show_default": True})
@@ -14,20 +14,20 @@ from scripts.program import program
     "--model-uri", default="models:/CatDogClassifier@production", help="Any model that answers label and confidence."
 )
 @click.option("--data", default="sample", help="A folder with one sub-folder a class, 'sample' or 'oxford-iiit-pet'.")
-@click.option("--side", default="test", type=click.Choice(["train", "val", "test", "all"]), help="Which side of the data.")
-def main(model_uri: str, data: str, side: str) -> None:
+@click.option("--split", default="test", type=click.Choice(["train", "val", "test", "all"]), help="Which split of the data.")
+def main(model_uri: str, data: str, split: str) -> None:
     """Measure a model on labelled photos, in a run of its own."""
     with program():
         from catdog_pyfunc.pipeline import tracking
 
         with tracking.run():
-            from catdog_pyfunc.pipeline.measuring import measure
+            from catdog_pyfunc.pipeline.evaluation.runs import measure
 
-            evaluation = measure(model_uri, data, side)
+            evaluation = measure(model_uri, data, split)
     figures = {name: estimate for name, estimate in evaluation.estimates.items() if not math.isnan(estimate.value)}
     width = max(map(len, figures))
     for name, estimate in figures.items():
-        click.echo(f"{side} {name:<{width}}  {estimate}")
+        click.echo(f"{split} {name:<{width}}  {estimate}")
     if evaluation.latency_p50_ms is not None:
         click.echo(f"a lone picture: {evaluation.latency_p50_ms:.1f} ms, p99 {evaluation.latency_p99_ms:.1f} ms")
 

@@ -7,7 +7,7 @@ from dataclasses import asdict
 
 import click
 
-from scripts.program import aligned, program
+from scripts.cli import aligned, program
 
 
 @click.command(context_settings={"show_default": True})
@@ -16,15 +16,16 @@ from scripts.program import aligned, program
 def main(name: str, output: str) -> None:
     """Show who moved which alias when, from where to where, why, with which figures; oldest first."""
     with program():
-        from catdog_pyfunc.pipeline import moves, pages, tracking
+        from catdog_pyfunc.pipeline import tracking
+        from catdog_pyfunc.pipeline.registry import descriptions, reconcile
 
         with tracking.run_of_project("history"):
-            entries = moves.history(name)
-            tracking.file_under(entries[-1].run_id if entries else None)
+            entries = reconcile.history(name)
+            tracking.set_parent_run(entries[-1].run_id if entries else None)
     if output == "json":
         click.echo(json.dumps([asdict(entry) for entry in entries], indent=2))
         return
-    click.echo(aligned(pages.rows(entries)))
+    click.echo(aligned(descriptions.audit_table(entries)))
 
 
 if __name__ == "__main__":

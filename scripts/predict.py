@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from scripts.program import program
+from scripts.cli import program
 
 
 @click.command(context_settings={"show_default": True})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from scripts.program import aligned, program
+from scripts.cli import aligned, program
 
 
 @click.command(context_settings={"show_default": True})
@@ -12,7 +12,7 @@ from scripts.program import aligned, program
 @click.option("--alias", default="production", help="production, staging, or a name of your own.")
 @click.option("--name", default="CatDogClassifier", help="The registered model.")
 @click.option("--data", default="auto", help="Photos to decide on; 'auto': those that the version was tested on.")
-@click.option("--side", default="test", type=click.Choice(["train", "val", "test", "all"]), help="Which side of them.")
+@click.option("--split", default="test", type=click.Choice(["train", "val", "test", "all"]), help="Which split of them.")
 @click.option("--reason", default="", help="Why, for the history.")
 @click.option("--force", type=bool, default=False, help="Move the alias whatever the checks say; needs a reason.")
 @click.option("--seed", default=0, help="Of the intervals' bootstrap.")
@@ -24,20 +24,20 @@ from scripts.program import aligned, program
 @click.option("--latency-ratio", default=1.5, help="p99 latency, times the champion's, that passes.")
 @click.option("--latency-allowed-ms", default=50.0, help="p99 latency that always passes.")
 def main(
-    version: str, alias: str, name: str, data: str, side: str, reason: str, force: bool, seed: int, **thresholds: float
+    version: str, alias: str, name: str, data: str, split: str, reason: str, force: bool, seed: int, **thresholds: float
 ) -> None:
     """Let an alias point to a version, if it passes the gate."""
     with program():
         from catdog_pyfunc.pipeline import tracking
 
         with tracking.run():
-            from catdog_pyfunc.pipeline import gate
-            from catdog_pyfunc.pipeline.promotion import Promotion, promote
+            from catdog_pyfunc.pipeline.registry import gate
+            from catdog_pyfunc.pipeline.registry.promotion import Promotion, promote
 
-            judgement = promote(
-                Promotion(version, alias, name, data, side, reason, force, seed), gate.Thresholds(**thresholds), show=_show
+            report = promote(
+                Promotion(version, alias, name, data, split, reason, force, seed), gate.Thresholds(**thresholds), show=_show
             )
-    if not judgement:
+    if not report:
         click.echo(f"models:/{name}@{alias} is version {version} already: nothing to do")
         return
     click.echo(f"models:/{name}@{alias} is version {version}; next: mlflow models serve -m models:/{name}@{alias} -p 5001")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from scripts.program import program
+from scripts.cli import program
 
 
 @click.command(context_settings={"show_default": True})
@@ -13,10 +13,11 @@ from scripts.program import program
 def main(run_id: str, name: str) -> None:
     """Make a run's model a version of a registered model."""
     with program():
-        from catdog_pyfunc.pipeline import registry, tracking
+        from catdog_pyfunc.pipeline import tracking
+        from catdog_pyfunc.pipeline.registry import versions
 
         with tracking.run_of_project(f"register {run_id[:8]}"):
-            version = registry.register(run_id, name).version
+            version = versions.register(run_id, name).version
     click.echo(f"runs:/{run_id}/model is models:/{name}/{version}; next: mlflow run . -e promote -P version={version}")
 
 

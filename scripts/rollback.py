@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from scripts.program import program
+from scripts.cli import program
 
 
 @click.command(context_settings={"show_default": True})
@@ -17,9 +17,9 @@ def main(name: str, alias: str, reason: str) -> None:
         from catdog_pyfunc.pipeline import tracking
 
         with tracking.run_of_project("rollback"):
-            from catdog_pyfunc.pipeline import moves
+            from catdog_pyfunc.pipeline.registry import reconcile
 
-            move = moves.roll_back(name, alias, reason)
+            move = reconcile.roll_back(name, alias, reason)
             tracking.name_run(f"rollback to v{move.version}")
     click.echo(f"models:/{name}@{alias} is version {move.version} again (it was {move.previous})")
 

@@ -29,9 +29,9 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small sample set: train, val and test of cats and dogs."""
-    from catdog_pyfunc.pipeline import sample
+    from catdog_pyfunc.pipeline.data import synthetic
 
-    return sample.make(tmp_path_factory.mktemp("drawn"), {"train": 30, "val": 12, "test": 12})
+    return synthetic.make(tmp_path_factory.mktemp("drawn"), {"train": 30, "val": 12, "test": 12})
 
 
 @pytest.fixture(scope="session")
@@ -40,7 +40,7 @@ def weights(drawn: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     import torch
     from torchvision.models import mobilenet_v2
 
-    from catdog_pyfunc.preprocess import Preprocess, preprocess
+    from catdog_pyfunc.preprocessing import Preprocess, preprocess
 
     torch.manual_seed(0)
     network = mobilenet_v2().train()

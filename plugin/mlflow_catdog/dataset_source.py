@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from catdog_pyfunc.pipeline.folder_source import ImageFolderSource
+from catdog_pyfunc.pipeline.data.mlflow_source import ImageFolderSource
 
 __all__ = ["ImageFolderSource"]

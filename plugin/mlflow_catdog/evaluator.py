@@ -16,8 +16,8 @@ from mlflow.pyfunc import PyFuncModel
 from catdog_pyfunc.errors import InvalidData, InvalidSetting
 
 if TYPE_CHECKING:
-    from catdog_pyfunc.pipeline.answers import Ask
-    from catdog_pyfunc.pipeline.evaluation import Photo
+    from catdog_pyfunc.pipeline.evaluation.evaluation import LabelledImage
+    from catdog_pyfunc.pipeline.evaluation.predictors import Predictor
 
 _COLUMN = "image"
 _SETTINGS = ("image_column", "metric_prefix", "seed")
@@ -75,18 +75,20 @@ class CatDogEvaluator(ModelEvaluator):
         _check(config)
         if model is None:
             raise InvalidData("catdog measures what a model answers: give mlflow.models.evaluate a model")
-        from catdog_pyfunc.pipeline import measuring  # matplotlib: MLflow loads this file whenever anything is evaluated
-        from catdog_pyfunc.pipeline.evaluation import evaluate
+        from catdog_pyfunc.pipeline.evaluation.evaluation import (
+            evaluate,
+            runs,  # matplotlib: MLflow loads this file whenever anything is evaluated
+        )
 
-        ask = _asking(model, column)
-        evaluation = evaluate(ask, _photos(features[column], dataset), seed=config.get("seed", 0))
+        predict = _asking(model, column)
+        evaluation = evaluate(predict, _photos(features[column], dataset), seed=config.get("seed", 0))
         prefix = config.get("metric_prefix") or ""
         metrics = {f"{prefix}{name}": value for name, value in evaluation.metrics().items()}
         if not kwargs.get("model_id"):
-            model_id = measuring.link(model) if isinstance(model, PyFuncModel) else None
+            model_id = runs.link(model) if isinstance(model, PyFuncModel) else None
             mlflow.log_metrics(metrics, run_id=run_id, model_id=model_id, dataset=dataset)
-        measuring.log_artifacts(evaluation, ask)
-        return EvaluationResult(metrics, _artifacts(measuring.ARTIFACTS), run_id)  # type: ignore[no-untyped-call]
+        runs.log_artifacts(evaluation, predict)
+        return EvaluationResult(metrics, _artifacts(runs.ARTIFACTS), run_id)  # type: ignore[no-untyped-call]
 
 
 def _frame(features: Any, names: list[str]) -> pd.DataFrame:
@@ -122,8 +124,8 @@ def _check(config: Mapping[str, Any]) -> None:
         raise InvalidSetting(f"evaluator_config has seed={seed!r}; give a whole number of at least 0")
 
 
-def _photos(pictures: pd.Series[Any], dataset: Any) -> list[Photo]:
-    from catdog_pyfunc.pipeline.evaluation import Photo
+def _photos(pictures: pd.Series[Any], dataset: Any) -> list[LabelledImage]:
+    from catdog_pyfunc.pipeline.evaluation.evaluation import LabelledImage
 
     if not dataset.has_targets:
         raise InvalidData("the data has no labels: name their column, as in targets='label'")
@@ -132,17 +134,17 @@ def _photos(pictures: pd.Series[Any], dataset: Any) -> list[Photo]:
     if missing:
         raise InvalidData(f"{missing} of {len(labels)} rows have no label: give each picture its class, or leave them out")
     rows = zip(pictures.index, pictures, labels, strict=True)
-    return [Photo(f"row {index}", str(label), partial(_same, cell)) for index, cell, label in rows]
+    return [LabelledImage(f"row {index}", str(label), partial(_same, cell)) for index, cell, label in rows]
 
 
 def _same(cell: Any) -> Any:
     return cell
 
 
-def _asking(model: Any, column: str) -> Ask:
-    from catdog_pyfunc.pipeline.answers import ask_function, ask_pyfunc
+def _asking(model: Any, column: str) -> Predictor:
+    from catdog_pyfunc.pipeline.evaluation.predictors import function_predictor, pyfunc_predictor
 
-    return ask_pyfunc(model, column) if isinstance(model, PyFuncModel) else ask_function(model.predict, column)
+    return pyfunc_predictor(model, column) if isinstance(model, PyFuncModel) else function_predictor(model.predict, column)
 
 
 def _artifacts(paths: Mapping[str, str]) -> dict[str, EvaluationArtifact]:

@@ -4,7 +4,7 @@ CATDOG_CHROMIUM names the Chromium binary (Debian's is /usr/bin/chromium); witho
 CATDOG_SCREENSHOTS names a folder for what the tests saw; without it pytest's own temporary folder takes it.
 The pictures of the README are made so:
 
-    CATDOG_CHROMIUM=/usr/bin/chromium CATDOG_SCREENSHOTS=docs python -m pytest tests/browser/test_pictures.py
+    CATDOG_CHROMIUM=/usr/bin/chromium CATDOG_SCREENSHOTS=docs python -m pytest tests/browser/test_screenshots.py
 """
 
 from __future__ import annotations
@@ -95,10 +95,10 @@ def screenshots(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def train_twice(folder: Path) -> Project:
     """Version 1 was in production until version 2 took its place."""
-    from catdog_pyfunc.pipeline import sample
+    from catdog_pyfunc.pipeline.data import synthetic
 
     project = make_project(folder)
-    photos = sample.make(folder / "drawn", {"train": 150, "val": 40, "test": 40}).rename(folder / "pets")
+    photos = synthetic.make(folder / "drawn", {"train": 150, "val": 40, "test": 40}).rename(folder / "pets")
     training = {"data": photos, "weights": "none", "backbone": "resnet18", "image_size": 64, "finetune_epochs": 4}
     # What is at stake is what the UI shows, and not how a busy machine does.
     gate = {"min_accuracy": 0.5, "latency_allowed_ms": 10_000, "recall_margin": 1, "calibration_margin": 1}

@@ -19,7 +19,7 @@ from PIL import Image
 
 from tests.docker.conftest import URI, Live, Target, assert_same
 from tests.project import MODEL, free_port
-from tests.strangers import save
+from tests.third_party_models import save
 
 MOST_MB = 600
 READY_S = 10

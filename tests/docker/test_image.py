@@ -12,10 +12,10 @@ import pytest
 import requests
 from docker import DockerClient
 
-from tests.clients import asking
 from tests.docker.conftest import Stack, composed
-from tests.forms import bodies, csv, parquet, post
+from tests.load_clients import asking
 from tests.project import REPOSITORY, free_port
+from tests.request_formats import bodies, csv, parquet, post
 
 FILE = REPOSITORY / "deploy" / "serving" / "compose.yaml"
 READY_TIMEOUT_S = 60

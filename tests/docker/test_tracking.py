@@ -18,8 +18,8 @@ import pytest
 from docker import DockerClient
 
 from tests.docker.conftest import Stack, composed
-from tests.forms import post
 from tests.project import MODEL, REPOSITORY, Project, free_port, serving
+from tests.request_formats import post
 
 FILE = REPOSITORY / "deploy" / "tracking" / "compose.yaml"
 UP_TIMEOUT_S = 120

@@ -15,10 +15,10 @@ from docker import DockerClient
 from docker.models.containers import Container
 from mlflow.deployments import BaseDeploymentClient
 
-from tests.clients import asking
 from tests.docker.conftest import URI, Live, Target, assert_same
+from tests.load_clients import asking
 from tests.project import MODEL, Project, free_port
-from tests.strangers import BREAKAGES, save
+from tests.third_party_models import BREAKAGES, save
 
 
 def test_a_second_create_is_told_that_the_name_is_taken(target: Target, live: Live, nothing_new: None):

@@ -35,8 +35,8 @@ class Scripted(mlflow.pyfunc.PythonModel):
         classes, confidence = self.config["classes"], self.config["confidence"]
         rest = (1 - confidence) / (len(classes) - 1)
         label = label or classes[0]
-        shares = {name: confidence if name == label else rest for name in classes}
-        return {"label": label, "confidence": confidence, "probabilities": shares, "error": None}
+        probability_table = {name: confidence if name == label else rest for name in classes}
+        return {"label": label, "confidence": confidence, "probabilities": probability_table, "error": None}
 
 
 mlflow.models.set_model(Scripted())

@@ -14,7 +14,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.models import EvaluationResult
 
 from catdog_pyfunc.errors import InvalidData, InvalidSetting
-from catdog_pyfunc.pipeline.folder_source import ImageFolderSource, source_of
+from catdog_pyfunc.pipeline.data.mlflow_source import ImageFolderSource, source_of
 from tests.project import MODEL, Project
 
 pytestmark = pytest.mark.skipif(
@@ -107,9 +107,9 @@ def test_a_function_is_measured_too(evaluate: Callable[..., EvaluationResult], t
 
 def test_wrong_labels_are_the_worst_mistakes_and_no_error(evaluate: Callable[..., EvaluationResult], table: pd.DataFrame):
     swapped = table.assign(label=table["label"].map({"cat": "dog", "dog": "cat"}))
-    right, wrong = evaluate(PRODUCTION, table), evaluate(PRODUCTION, swapped)
-    assert wrong.metrics["accuracy"] == pytest.approx(1 - right.metrics["accuracy"])
-    assert wrong.metrics["auroc"] == pytest.approx(1 - right.metrics["auroc"])
+    correct, wrong = evaluate(PRODUCTION, table), evaluate(PRODUCTION, swapped)
+    assert wrong.metrics["accuracy"] == pytest.approx(1 - correct.metrics["accuracy"])
+    assert wrong.metrics["auroc"] == pytest.approx(1 - correct.metrics["auroc"])
 
 
 @pytest.mark.parametrize(
@@ -171,14 +171,14 @@ def test_other_peoples_tables_are_left_alone(evaluate: Callable[..., EvaluationR
 def test_a_runs_pictures_are_found_again_from_the_run_alone(project: Project, drawn: Path):
     client = project.client()
     run = client.get_run(client.get_model_version_by_alias(MODEL, "production").run_id)
-    sides = {"training": "train", "validation": "val", "testing": "test"}
+    splits = {"training": "train", "validation": "val", "testing": "test"}
     assert len(run.inputs.dataset_inputs) == 3
     for given in run.inputs.dataset_inputs:
         source = mlflow.data.get_source(given)
         assert isinstance(source, ImageFolderSource)
         assert source.data == str(drawn)
-        assert source.side == sides[given.tags[0].value]
+        assert source.split == splits[given.tags[0].value]
         assert source.digest == given.dataset.digest
-        assert source.load().digest(source.side) == source.digest
+        assert source.load().digest(source.split) == source.digest
     assert source_of(run) == ImageFolderSource(str(drawn), "test", source_of(run).digest)  # type: ignore[union-attr]
     assert source_of(run, "evaluation") is None

@@ -142,9 +142,9 @@ def test_no_input_makes_the_server_fail_or_grow(address: str, drawn: Path):
     assert after <= 1.1 * before
 
 
-def bomb(side: int, kind: str, **options: object) -> bytes:
+def bomb(split: int, kind: str, **options: object) -> bytes:
     buffer = io.BytesIO()
-    Image.new("1" if kind == "PNG" else "L", (side, side)).save(buffer, kind, **options)
+    Image.new("1" if kind == "PNG" else "L", (split, split)).save(buffer, kind, **options)
     return buffer.getvalue()
 
 

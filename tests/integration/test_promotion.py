@@ -15,9 +15,10 @@ import pandas as pd
 import pytest
 
 from catdog_pyfunc.errors import InvalidData, PromotionRefused
-from catdog_pyfunc.pipeline import moves, tracking
-from catdog_pyfunc.pipeline.gate import Thresholds
-from catdog_pyfunc.pipeline.promotion import Promotion, promote
+from catdog_pyfunc.pipeline import tracking
+from catdog_pyfunc.pipeline.registry import reconcile
+from catdog_pyfunc.pipeline.registry.gate import Thresholds
+from catdog_pyfunc.pipeline.registry.promotion import Promotion, promote
 from tests.project import MODEL, REPOSITORY, Project, make_project
 
 # A process of its own on a busy machine: what a test of latency wants, it sets itself.
@@ -66,7 +67,7 @@ def register(project: Project, truth: dict[str, str]) -> Callable[..., str]:
 
 
 @pytest.fixture
-def ask(project: Project, drawn: Path) -> Callable[..., list[list[str]]]:
+def predict(project: Project, drawn: Path) -> Callable[..., list[list[str]]]:
     """Promote; the table's rows."""
 
     def call(version: str, thresholds: Thresholds = PATIENT, **options: Any) -> list[list[str]]:
@@ -92,10 +93,10 @@ def last_run(project: Project) -> mlflow.entities.Run:
 
 
 def test_what_is_no_worse_gets_the_alias_and_what_it_replaces_is_archived(
-    project: Project, register: Callable[..., str], ask: Callable[..., list[list[str]]], drawn: Path, tmp_path: Path
+    project: Project, register: Callable[..., str], predict: Callable[..., list[list[str]]], drawn: Path, tmp_path: Path
 ):
     for wrong in ((1, 1), (1, 0)):
-        rows = ask(register(wrong), reason="better food")
+        rows = predict(register(wrong), reason="better food")
     assert not failed(rows)
     assert aliases(project) == {"production": "2", "archived": "1"}
     version = project.client().get_model_version(MODEL, "2")
@@ -108,7 +109,7 @@ def test_what_is_no_worse_gets_the_alias_and_what_it_replaces_is_archived(
     assert run.info.run_name == "v2 → production"
     assert run.data.tags["mlflow.parentRunId"] == version.run_id
     assert run.data.tags["verdict"] == "promoted"
-    assert run.data.tags["data.digest"] == moves.history(MODEL)[-1].data_digest
+    assert run.data.tags["data.digest"] == reconcile.history(MODEL)[-1].data_digest
     assert {"min_accuracy", "alpha", "log_loss_margin", "recall_margin", "latency_ratio", "reason"} <= set(run.data.params)
     assert run.data.metrics["challenger/accuracy"] > run.data.metrics["champion/accuracy"]
     checks = Path(project.client().download_artifacts(run.info.run_id, "gate/checks.json", str(tmp_path)))
@@ -136,16 +137,16 @@ def test_what_does_not_pass_is_named_and_leaves_the_alias_alone(
     named: list[str],
     project: Project,
     register: Callable[..., str],
-    ask: Callable[..., list[list[str]]],
+    predict: Callable[..., list[list[str]]],
 ):
     if champion is not None:
-        ask(register(**champion))
+        predict(register(**champion))
     before = aliases(project) if champion is not None else {}
     version = register(**challenger)
     with pytest.raises(PromotionRefused, match=f"doesn't get 'production': {', '.join(named)}; "):
-        ask(version, replace(PATIENT, **thresholds))
+        predict(version, replace(PATIENT, **thresholds))
     assert aliases(project) == before
-    entry = moves.history(MODEL)[-1]
+    entry = reconcile.history(MODEL)[-1]
     assert (entry.action, entry.version, list(entry.failed)) == ("refused", version, named)
     run = last_run(project)
     assert (run.info.status, run.data.tags["verdict"]) == ("FAILED", "refused")
@@ -153,11 +154,11 @@ def test_what_does_not_pass_is_named_and_leaves_the_alias_alone(
 
 
 def test_a_model_that_fails_is_refused_with_what_it_said(
-    project: Project, register: Callable[..., str], ask: Callable[..., list[list[str]]]
+    project: Project, register: Callable[..., str], predict: Callable[..., list[list[str]]]
 ):
     version = register(confidence="high")
     with pytest.raises(PromotionRefused, match="answers"):
-        ask(version)
+        predict(version)
     assert not aliases(project)
 
 
@@ -169,65 +170,65 @@ class Pickled(mlflow.pyfunc.PythonModel):
         return pd.DataFrame(rows)
 
 
-def test_a_model_that_needs_pickle_is_refused_and_can_be_forced(project: Project, ask: Callable[..., list[list[str]]]):
+def test_a_model_that_needs_pickle_is_refused_and_can_be_forced(project: Project, predict: Callable[..., list[list[str]]]):
     with mlflow.start_run():
         info = mlflow.pyfunc.log_model(name="model", python_model=Pickled(), pip_requirements=[])
     version = str(mlflow.register_model(info.model_uri, MODEL).version)
     with pytest.raises(PromotionRefused, match="loads without pickle"):
-        ask(version)
-    rows = ask(version, force=True, reason="it is all we have")
+        predict(version)
+    rows = predict(version, force=True, reason="it is all we have")
     assert failed(rows)[:1] == ["loads without pickle"]
-    entry = moves.history(MODEL)[-1]
+    entry = reconcile.history(MODEL)[-1]
     assert (entry.action, entry.reason, aliases(project)) == ("forced", "it is all we have", {"production": version})
     assert "loads without pickle" in entry.failed
 
 
 def test_a_broken_champion_does_not_keep_its_successor_out(
-    project: Project, register: Callable[..., str], ask: Callable[..., list[list[str]]]
+    project: Project, register: Callable[..., str], predict: Callable[..., list[list[str]]]
 ):
-    ask(register(confidence="high"), force=True, reason="a mistake")
-    rows = ask(register())
+    predict(register(confidence="high"), force=True, reason="a mistake")
+    rows = predict(register())
     assert ["nothing: not compared", "ok"] in [row[-2:] for row in rows]
     assert aliases(project)["production"] == "2"
 
 
 def test_staging_has_a_champion_of_its_own(
-    project: Project, register: Callable[..., str], ask: Callable[..., list[list[str]]]
+    project: Project, register: Callable[..., str], predict: Callable[..., list[list[str]]]
 ):
-    ask(register())
+    predict(register())
     poor = register((2, 2))
-    ask(poor, alias="staging")
+    predict(poor, alias="staging")
     assert aliases(project) == {"production": "1", "staging": "2"}
     with pytest.raises(PromotionRefused, match="models:/CatDogClassifier@production is still version 1"):
-        ask(poor)
+        predict(poor)
     assert aliases(project) == {"production": "1", "staging": "2"}
 
 
 def test_a_version_that_holds_the_alias_already_is_not_asked_again(
-    register: Callable[..., str], ask: Callable[..., list[list[str]]]
+    register: Callable[..., str], predict: Callable[..., list[list[str]]]
 ):
     version = register()
-    ask(version)
-    assert ask(version) == []
-    assert len(moves.history(MODEL)) == 1
+    predict(version)
+    assert predict(version) == []
+    assert len(reconcile.history(MODEL)) == 1
 
 
 def test_photos_that_cannot_be_had_are_named(
-    project: Project, register: Callable[..., str], ask: Callable[..., list[list[str]]]
+    project: Project, register: Callable[..., str], predict: Callable[..., list[list[str]]]
 ):
     version = register()
     with pytest.raises(InvalidData, match="doesn't say what photos it was tested on: give data"):
-        ask(version, data="auto")
+        predict(version, data="auto")
     with pytest.raises(InvalidData, match="/no/such/folder does not exist"):
-        ask(version, data="/no/such/folder")
-    assert moves.history(MODEL) == []
+        predict(version, data="/no/such/folder")
+    assert reconcile.history(MODEL) == []
     assert not aliases(project)
 
 
 def test_of_two_promotions_at_once_one_wins_and_the_other_says_so(
-    project: Project, register: Callable[..., str], ask: Callable[..., list[list[str]]], drawn: Path
+    project: Project, register: Callable[..., str], predict: Callable[..., list[list[str]]], drawn: Path
 ):
-    ask(register())
+    predict(register())
     versions = [register(), register()]
     words = ["python", "-m", "scripts.promote", "--data", str(drawn), "--latency-allowed-ms", "60000", "--version"]
     processes = [
@@ -248,4 +249,4 @@ def test_of_two_promotions_at_once_one_wins_and_the_other_says_so(
     assert f"moved production to version {won + 2}" in said[lost]
     assert "try again" in said[lost]
     assert aliases(project) == {"production": str(won + 2), "archived": "1"}
-    assert [entry.version for entry in moves.history(MODEL)] == ["1", str(won + 2)]
+    assert [entry.version for entry in reconcile.history(MODEL)] == ["1", str(won + 2)]

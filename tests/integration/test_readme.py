@@ -20,12 +20,12 @@ from pathlib import Path
 import pytest
 
 from tests.project import REPOSITORY
-from tests.terminal import Terminal
+from tests.shell import Shell
 
 PHOTOS = {"train": 120, "val": 40, "test": 60}  # a class
 _COMMAND = re.compile(r"(make|mlflow (run|ui|models|deployments)|docker|conda|python -m) (?!.*…)")
 _USE, _REGISTER, _RUN = (
-    "tests/integration/test_use.py",
+    "tests/integration/test_serving.py",
     "tests/integration/test_workflow.py",
     "test_mlflow_run_in_an_environment",
 )
@@ -36,7 +36,7 @@ ELSEWHERE = {
     "mlflow run .": f"{_USE}: {_RUN}_of_its_own",
     "mlflow run . --env-manager uv": f"{_USE}: {_RUN}_of_its_own",
     "mlflow run . --env-manager local": "tests/conftest.py: project.run",
-    "mlflow run . --env-manager local -P data=… -P weights=….pth": "tests/integration/test_real_photos.py: weights=",
+    "mlflow run . --env-manager local -P data=… -P weights=….pth": "tests/integration/test_real_images.py: weights=",
     "mlflow run . --env-manager local -e register -P run_id=<RUN_ID>": f"{_REGISTER}: test_registering_again_makes",
     "mlflow models serve": "tests/project.py: def serving",
     "mlflow models serve -m models:/CatDogClassifier@production -p 5001": f"{_USE}: test_serving_in_an_environment",
@@ -54,7 +54,7 @@ ELSEWHERE = {
     ),
     "python -m pytest tests/docker -s": "tests/docker/conftest.py: CATDOG_DOCKER",
     # No conda can be had where CI runs: its file is held to the others.
-    "conda env create -f conda.yaml && conda activate catdog-pyfunc": "tests/unit/test_house.py: conda.yaml",
+    "conda env create -f conda.yaml && conda activate catdog-pyfunc": "tests/unit/test_architecture.py: conda.yaml",
 }
 _ROW = r'"label": ?"(cat|dog)".*"error": ?null'
 # Part of a command → what it prints.
@@ -116,16 +116,16 @@ def inline() -> list[str]:
 
 
 def some_photos(photos: Path, folder: Path) -> None:
-    for side, number in PHOTOS.items():
+    for split, number in PHOTOS.items():
         for label in ("cat", "dog"):
-            target = folder / side / label
+            target = folder / split / label
             target.mkdir(parents=True)
-            for file in sorted((photos / side / label).iterdir())[:number]:
+            for file in sorted((photos / split / label).iterdir())[:number]:
                 shutil.copy(file, target)
 
 
 @pytest.fixture(scope="module")
-def terminal(tmp_path_factory: pytest.TempPathFactory, real_photos: Path, real_weights: Path) -> Iterator[Terminal]:
+def terminal(tmp_path_factory: pytest.TempPathFactory, real_photos: Path, real_weights: Path) -> Iterator[Shell]:
     """In a copy of this repository, where version 1 has been trained and is in production."""
     for port in (5000, 5001):
         with socket.socket() as probe:
@@ -152,7 +152,7 @@ def terminal(tmp_path_factory: pytest.TempPathFactory, real_photos: Path, real_w
     environment["COMPOSE_PROJECT_NAME"] = f"catdog-test-{os.getpid()}"  # not this machine's own stack
     for name in ("MLFLOW_TRACKING_URI", "MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_NAME"):
         environment.pop(name, None)
-    terminal = Terminal(folder, environment)
+    terminal = Shell(folder, environment)
     try:
         terminal.run("mlflow run . --env-manager local --experiment-name catdog -P data=path/to/photos -P seed=1")
         terminal.run("mlflow run . --env-manager local --experiment-name catdog -e promote -P version=1")
@@ -190,7 +190,7 @@ def named(step: Step) -> str:
 
 
 @pytest.mark.parametrize("step", [step for step in steps() if step.command not in ELSEWHERE], ids=named)
-def test_each_command_works_as_it_stands(step: Step, terminal: Terminal):
+def test_each_command_works_as_it_stands(step: Step, terminal: Shell):
     if step.command.startswith(_DOCKER) and not os.environ.get("CATDOG_DOCKER"):
         pytest.skip("CATDOG_DOCKER is not set: this one wants a Docker engine, and minutes")
     if not step.section.startswith("## Use") and not step.section.startswith("## The tour"):
@@ -218,7 +218,7 @@ table = pandas.DataFrame({"image": [open("photo.jpg", "rb").read()] * 4, "label"
 """
 
 
-def test_the_cards_commands_work_as_they_stand(terminal: Terminal):
+def test_the_cards_commands_work_as_they_stand(terminal: Shell):
     """`curl` and Python of the card, taken from the artifact, against the server that the card names."""
     terminal.stop_server()
     terminal.run("unset MLFLOW_TRACKING_URI")  # the team's server, where the README ends

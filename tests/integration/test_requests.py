@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from tests.forms import bodies, csv, parquet, post
+from tests.request_formats import bodies, csv, parquet, post
 
 
 @pytest.fixture(scope="module")

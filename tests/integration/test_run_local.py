@@ -15,9 +15,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.forms import post
 from tests.project import MODEL, REPOSITORY, Project, free_port
-from tests.strangers import save
+from tests.request_formats import post
+from tests.third_party_models import save
 
 URI = f"models:/{MODEL}@production"
 

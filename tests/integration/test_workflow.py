@@ -147,16 +147,16 @@ def test_evaluate_writes_a_run_of_its_own(project: Project, drawn: Path):
 def test_any_labelled_folder_can_be_evaluated_on(project: Project, drawn: Path, tmp_path: Path):
     shutil.copytree(drawn / "test", tmp_path / "only_test" / "test")
     shutil.copytree(drawn / "test" / "cat", tmp_path / "few" / "cat")
-    for data, side, n in (("only_test", "test", 24), ("few", "all", 12)):
-        done = project.run("-e", "evaluate", "-P", f"data={tmp_path / data}", "-P", f"side={side}")
+    for data, split, n in (("only_test", "test", 24), ("few", "all", 12)):
+        done = project.run("-e", "evaluate", "-P", f"data={tmp_path / data}", "-P", f"split={split}")
         assert done.returncode == 0, done.stderr
-        assert re.search(rf"^{side} accuracy .* n = {n}\)$", done.stdout, re.MULTILINE), done.stdout
+        assert re.search(rf"^{split} accuracy .* n = {n}\)$", done.stdout, re.MULTILINE), done.stdout
 
 
 def test_training_can_leave_the_registry_alone_and_fine_tune(project: Project, drawn: Path, weights: Path):
     done = project.run(
-        *("-P", f"data={drawn}", "-P", f"weights={weights}", "-P", "register=none", "-P", "image_size=64"),
-        *("-P", "finetune_epochs=2", "-P", "flips=true"),
+        *("-P", f"data={drawn}", "-P", f"weights={weights}", "-P", "registered_model=none", "-P", "image_size=64"),
+        *("-P", "finetune_epochs=2", "-P", "horizontal_flip=true"),
     )
     assert done.returncode == 0, done.stderr
     run_id = re.search(r"runs:/(\w+)/model", done.stdout)[1]  # type: ignore[index]
@@ -174,7 +174,9 @@ def test_broken_and_leaking_pictures_are_named_and_do_not_stop_the_run(
     (photos / "test" / "dog" / "text.png").write_text("no picture")
     shutil.copy(drawn / "test" / "cat" / "cat-0000.jpg", photos / "train" / "cat" / "leak.jpg")
     (photos / "train" / "empty").mkdir()
-    done = project.run("-P", f"data={photos}", "-P", f"weights={weights}", "-P", "register=none", "-P", "image_size=96")
+    done = project.run(
+        "-P", f"data={photos}", "-P", f"weights={weights}", "-P", "registered_model=none", "-P", "image_size=96"
+    )
     assert done.returncode == 0, done.stderr
     run_id = re.search(r"runs:/(\w+)/model", done.stdout)[1]  # type: ignore[index]
     named = Path(project.client().download_artifacts(run_id, "data/left_out.txt", str(tmp_path))).read_text()
@@ -200,12 +202,12 @@ def test_bad_input_is_named_and_leaves_nothing_half_done(
     one_class, empty, broken = tmp_path / "one", tmp_path / "empty", tmp_path / "broken"
     shutil.copytree(drawn / "train" / "cat", one_class / "cat")
     empty.mkdir()
-    for side in ("train", "val", "test"):
+    for split in ("train", "val", "test"):
         for label in ("cat", "dog"):
             for number in range(3):
-                file = broken / side / label / f"{number}.jpg"
+                file = broken / split / label / f"{number}.jpg"
                 file.parent.mkdir(parents=True, exist_ok=True)
-                file.write_bytes(b"\xff\xd8\xff broken " + f"{side}{label}{number}".encode())
+                file.write_bytes(b"\xff\xd8\xff broken " + f"{split}{label}{number}".encode())
     places = {"one_class": one_class, "empty": empty, "broken": broken, "drawn": drawn, "weights": weights}
     given = dict(parameter.format(**places).split("=", 1) for parameter in ["weights={weights}", *parameters])
     words = [word for name, value in given.items() for word in (f"--{name.replace('_', '-')}", value)]

@@ -14,13 +14,13 @@ from sklearn import metrics as reference
 
 from catdog_pyfunc.classifier import Prediction
 from catdog_pyfunc.errors import InvalidData, ModelFailed
-from catdog_pyfunc.pipeline import data
-from catdog_pyfunc.pipeline.answers import ask_function, shares, to_predictions
-from catdog_pyfunc.pipeline.evaluation import Evaluation, Photo, evaluate, photos_of
+from catdog_pyfunc.pipeline.data.dataset import read_folder
+from catdog_pyfunc.pipeline.evaluation.evaluation import Evaluation, LabelledImage, evaluate, labelled_images
+from catdog_pyfunc.pipeline.evaluation.predictors import function_predictor, probability_table, to_predictions
 
 
-def photos(truths: Sequence[str]) -> list[Photo]:
-    return [Photo(f"{number}.jpg", truth, str(number).encode) for number, truth in enumerate(truths)]
+def images(labels: Sequence[str]) -> list[LabelledImage]:
+    return [LabelledImage(f"{number}.jpg", label, str(number).encode) for number, label in enumerate(labels)]
 
 
 def saying(predictions: Sequence[Prediction]):
@@ -30,9 +30,9 @@ def saying(predictions: Sequence[Prediction]):
 
 def random_answers(classes: Sequence[str], n: int, seed: int = 0) -> tuple[list[str], np.ndarray, list[Prediction]]:
     rng = np.random.default_rng(seed)
-    truths = [classes[k] for k in rng.integers(0, len(classes), n)]
+    labels = [classes[k] for k in rng.integers(0, len(classes), n)]
     logits = rng.normal(0, 1, (n, len(classes)))
-    logits[np.arange(n), [classes.index(truth) for truth in truths]] += 1
+    logits[np.arange(n), [classes.index(label) for label in labels]] += 1
     table = np.round(np.exp(logits) / np.exp(logits).sum(1, keepdims=True), 2)  # rounded: there are ties
     table[:, 0] += 1 - table.sum(1)
     table = np.clip(table, 0, 1)
@@ -40,47 +40,47 @@ def random_answers(classes: Sequence[str], n: int, seed: int = 0) -> tuple[list[
         Prediction(classes[int(row.argmax())], float(row.max()), dict(zip(classes, row.tolist(), strict=True)))
         for row in table
     ]
-    return truths, table, predictions
+    return labels, table, predictions
 
 
 @pytest.mark.parametrize("classes", [("cat", "dog"), ("ant", "bee", "cow", "dog")])
 def test_the_metrics_are_scikit_learns(classes: tuple[str, ...]):
-    truths, table, predictions = random_answers(classes, 400)
-    evaluation = evaluate(saying(predictions), photos(truths), latency=False)
+    labels, table, predictions = random_answers(classes, 400)
+    evaluation = evaluate(saying(predictions), images(labels), latency=False)
     answers = [prediction.label for prediction in predictions]
-    precision, recall, f1, _ = reference.precision_recall_fscore_support(truths, answers, labels=classes)
+    precision, recall, f1, _ = reference.precision_recall_fscore_support(labels, answers, labels=classes)
     expected = {
-        "accuracy": reference.accuracy_score(truths, answers),
-        "balanced_accuracy": reference.balanced_accuracy_score(truths, answers),
-        "log_loss": reference.log_loss(truths, np.maximum(table, 1e-12), labels=classes),
+        "accuracy": reference.accuracy_score(labels, answers),
+        "balanced_accuracy": reference.balanced_accuracy_score(labels, answers),
+        "log_loss": reference.log_loss(labels, np.maximum(table, 1e-12), labels=classes),
         **{f"precision_{name}": precision[k] for k, name in enumerate(classes)},
         **{f"recall_{name}": recall[k] for k, name in enumerate(classes)},
         **{f"f1_{name}": f1[k] for k, name in enumerate(classes)},
     }
     if len(classes) == 2:
-        expected["auroc"] = reference.roc_auc_score([truth == "dog" for truth in truths], table[:, 1])
+        expected["auroc"] = reference.roc_auc_score([label == "dog" for label in labels], table[:, 1])
     else:
         expected["auroc"] = np.mean(
-            [reference.roc_auc_score([truth == name for truth in truths], table[:, k]) for k, name in enumerate(classes)]
+            [reference.roc_auc_score([label == name for label in labels], table[:, k]) for k, name in enumerate(classes)]
         )
     for name, value in expected.items():
         estimate = evaluation.estimates[name]
         assert estimate.value == pytest.approx(value, abs=1e-9), name
         assert estimate.low <= estimate.value <= estimate.high, name
-    assert evaluation.confusion.tolist() == reference.confusion_matrix(truths, answers, labels=classes).tolist()
+    assert evaluation.confusion.tolist() == reference.confusion_matrix(labels, answers, labels=classes).tolist()
 
 
 def test_the_calibration_error_is_the_one_of_the_diagram():
-    truths, _, predictions = random_answers(("cat", "dog"), 300)
-    evaluation = evaluate(saying(predictions), photos(truths), latency=False)
+    labels, _, predictions = random_answers(("cat", "dog"), 300)
+    evaluation = evaluate(saying(predictions), images(labels), latency=False)
     estimate = evaluation.estimates["calibration_error"]
     assert estimate.value == pytest.approx(evaluation.calibration.error)
     assert estimate.low <= estimate.value <= estimate.high
 
 
 def answered(*pairs: tuple[str, Prediction]) -> Evaluation:
-    truths, predictions = zip(*pairs, strict=True)
-    return evaluate(saying(predictions), photos(truths), latency=False)
+    labels, predictions = zip(*pairs, strict=True)
+    return evaluate(saying(predictions), images(labels), latency=False)
 
 
 def both(label: str, confidence: float, in_domain: bool | None = None) -> Prediction:
@@ -136,33 +136,33 @@ def test_metrics_have_the_names_that_mlflow_groups_by():
     )
     assert "accuracy" in evaluation.metrics()
     assert not any(name.endswith("_low") and "accuracy" not in name for name in evaluation.metrics())
-    odd = evaluate(saying([Prediction("a/b:c", 0.9)]), photos(["a/b:c"]), latency=False)
+    odd = evaluate(saying([Prediction("a/b:c", 0.9)]), images(["a/b:c"]), latency=False)
     assert "recall_a_b_c" in odd.metrics()
 
 
 def test_latency_is_of_lone_pictures_and_may_be_left_out():
     sizes: list[int] = []
 
-    def ask(pictures: Sequence[bytes], explain: bool) -> list[Prediction]:
+    def predict(pictures: Sequence[bytes], explain: bool) -> list[Prediction]:
         sizes.append(len(pictures))
         return [both("cat", 0.9)] * len(pictures)
 
-    timed = evaluate(ask, photos(["cat", "dog"] * 100))
+    timed = evaluate(predict, images(["cat", "dog"] * 100))
     assert timed.latency_p50_ms is not None
     assert timed.latency_p99_ms >= timed.latency_p50_ms
     assert sizes == [64, 64, 64, 8] + [1] * 101
-    assert evaluate(ask, photos(["cat", "dog"]), latency=False).latency_p50_ms is None
+    assert evaluate(predict, images(["cat", "dog"]), latency=False).latency_p50_ms is None
 
 
 def test_a_model_without_probabilities_is_read_as_far_as_it_can_be():
-    two = shares([Prediction("dog", 0.8), BROKEN], ("cat", "dog"))
+    two = probability_table([Prediction("dog", 0.8), BROKEN], ("cat", "dog"))
     assert two[0].tolist() == pytest.approx([0.2, 0.8])
     assert np.isnan(two[1]).all()
-    assert shares([Prediction("b", 0.7)], ("a", "b", "c", "d"))[0].tolist() == pytest.approx([0.1, 0.7, 0.1, 0.1])
+    assert probability_table([Prediction("b", 0.7)], ("a", "b", "c", "d"))[0].tolist() == pytest.approx([0.1, 0.7, 0.1, 0.1])
 
 
 @pytest.mark.parametrize(
-    ("truths", "prediction", "message"),
+    ("labels", "prediction", "message"),
     [
         ([], both("cat", 0.9), "no picture to evaluate on"),
         (["horse"], both("cat", 0.9), "classes horse that the model doesn't know; it knows cat, dog"),
@@ -170,27 +170,27 @@ def test_a_model_without_probabilities_is_read_as_far_as_it_can_be():
         (["horse", "cow"], Prediction("cat", 0.9), "classes cow, horse that the model doesn't know; it answers cat"),
     ],
 )
-def test_what_cannot_be_measured_is_refused(truths: list[str], prediction: Prediction, message: str):
+def test_what_cannot_be_measured_is_refused(labels: list[str], prediction: Prediction, message: str):
     with pytest.raises(InvalidData, match=message):
-        evaluate(saying([prediction] * len(truths)), photos(truths))
+        evaluate(saying([prediction] * len(labels)), images(labels))
 
 
 def test_unknown_classes_are_refused_before_everything_is_answered():
     asked = 0
 
-    def ask(pictures: Sequence[bytes], explain: bool) -> list[Prediction]:
+    def predict(pictures: Sequence[bytes], explain: bool) -> list[Prediction]:
         nonlocal asked
         asked += len(pictures)
         return [both("cat", 0.9)] * len(pictures)
 
     with pytest.raises(InvalidData, match="doesn't know"):
-        evaluate(ask, photos(["horse"] * 1000))
+        evaluate(predict, images(["horse"] * 1000))
     assert asked == 64
 
 
 def test_given_classes_are_those_that_count():
     with pytest.raises(InvalidData, match="it knows ant, bee"):
-        evaluate(saying([both("cat", 0.9)]), photos(["cat"]), classes=("ant", "bee"))
+        evaluate(saying([both("cat", 0.9)]), images(["cat"]), classes=("ant", "bee"))
 
 
 def test_rows_become_predictions():
@@ -229,15 +229,15 @@ def test_answers_without_label_and_confidence_are_named(output: object, message:
 
 def test_a_model_that_raises_or_answers_too_few_is_named():
     with pytest.raises(ModelFailed, match="failed on 1 pictures: KeyError: 'photo'"):
-        ask_function(lambda frame: frame["photo"])([b"x"], False)
+        function_predictor(lambda frame: frame["photo"])([b"x"], False)
     with pytest.raises(InvalidData, match="answered 2 pictures with 1 rows"):
-        ask_function(lambda frame: [{"label": "cat", "confidence": 1}])([b"x", b"y"], False)
+        function_predictor(lambda frame: [{"label": "cat", "confidence": 1}])([b"x", b"y"], False)
 
 
 def test_a_side_becomes_photos(drawn: Path):
-    dataset = data.read_folder(drawn)
-    taken = photos_of(dataset, "test")
+    dataset = read_folder(drawn)
+    taken = labelled_images(dataset, "test")
     assert len(taken) == 24
-    assert (taken[0].name, taken[0].truth) == ("cat/cat-0000.jpg", "cat")
+    assert (taken[0].name, taken[0].label) == ("cat/cat-0000.jpg", "cat")
     assert taken[0].read() == (drawn / "test" / "cat" / "cat-0000.jpg").read_bytes()
-    assert len(photos_of(dataset, "all")) == 108
+    assert len(labelled_images(dataset, "all")) == 108

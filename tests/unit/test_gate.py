@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from catdog_pyfunc.errors import InvalidSetting
-from catdog_pyfunc.pipeline.gate import Check, Thresholds, mcnemar, table
-from catdog_pyfunc.pipeline.promotion import Promotion
+from catdog_pyfunc.pipeline.registry.gate import Check, Thresholds, checks_table, mcnemar
+from catdog_pyfunc.pipeline.registry.promotion import Promotion
 
 
 def answers(both: int, only_champion: int, only_challenger: int) -> tuple[np.ndarray, np.ndarray]:
@@ -62,4 +62,4 @@ def test_an_alias_that_is_no_place_for_a_promotion_is_refused(alias: str):
 
 def test_the_table_has_a_line_a_check():
     checks = [Check("accuracy", "0.9", "", "≥ 0.8", True), Check("answers", "it died", "", "an answer", False)]
-    assert [row[-1] for row in table(checks)] == ["verdict", "ok", "FAILED"]
+    assert [row[-1] for row in checks_table(checks)] == ["verdict", "ok", "FAILED"]

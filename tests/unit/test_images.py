@@ -8,8 +8,8 @@ import pytest
 from PIL import Image
 
 from catdog_pyfunc.errors import InvalidImage
-from catdog_pyfunc.images import picture_bytes
-from catdog_pyfunc.preprocess import Limits, Preprocess, decode, preprocess
+from catdog_pyfunc.images import decode_payload
+from catdog_pyfunc.preprocessing import Limits, Preprocess, decode, preprocess
 
 SPEC = Preprocess(size=64, resize=72)
 
@@ -35,7 +35,7 @@ def test_every_way_to_send_a_picture_gives_its_bytes(pictures: list[bytes]):
         f"data:image/jpeg;base64,{plain.decode()}",
         f"  {plain.decode()}\n",
     ]
-    assert all(picture_bytes(way) == photo for way in ways)
+    assert all(decode_payload(way) == photo for way in ways)
 
 
 @pytest.mark.parametrize(
@@ -43,7 +43,7 @@ def test_every_way_to_send_a_picture_gives_its_bytes(pictures: list[bytes]):
 )
 def test_what_is_no_picture_is_refused_with_the_remedy(cell: object):
     with pytest.raises(InvalidImage, match="send the bytes of a JPEG"):
-        picture_bytes(cell)
+        decode_payload(cell)
 
 
 def test_a_picture_is_upright_and_square():

@@ -7,8 +7,8 @@ import math
 import numpy as np
 import pytest
 
-from catdog_pyfunc.pipeline import scores
-from catdog_pyfunc.pipeline.intervals import bootstrap, wilson
+from catdog_pyfunc.pipeline.evaluation.intervals import bootstrap, wilson
+from catdog_pyfunc.pipeline.evaluation.metrics import auroc, of_labels
 
 
 def mean_of(values: np.ndarray):
@@ -75,14 +75,14 @@ def test_the_intervals_hold_the_truth_about_as_often_as_they_say():
     rng = np.random.default_rng(0)
     held = {"auroc": 0, "balanced_accuracy": 0}
     # Two normal distributions whose means are 1.5 apart: Φ(1.5 / √2), and Φ(0.75) with the threshold half-way.
-    truth = {"auroc": 0.5 + 0.5 * math.erf(1.5 / 2), "balanced_accuracy": 0.5 + 0.5 * math.erf(0.75 / math.sqrt(2))}
+    label = {"auroc": 0.5 + 0.5 * math.erf(1.5 / 2), "balanced_accuracy": 0.5 + 0.5 * math.erf(0.75 / math.sqrt(2))}
     for repetition in range(150):
         labels = rng.integers(0, 2, 120)
         values = rng.normal(1.5 * labels, 1)
         metrics = {
-            "auroc": scores.auroc(labels == 1, values),
-            "balanced_accuracy": scores.of_labels(labels, (values > 0.75).astype(int), ("a", "b"))["balanced_accuracy"],
+            "auroc": auroc(labels == 1, values),
+            "balanced_accuracy": of_labels(labels, (values > 0.75).astype(int), ("a", "b"))["balanced_accuracy"],
         }
         for name, estimate in bootstrap(metrics, 120, seed=repetition).items():
-            held[name] += estimate.low <= truth[name] <= estimate.high
+            held[name] += estimate.low <= label[name] <= estimate.high
     assert all(0.88 <= count / 150 <= 1 for count in held.values()), held

@@ -8,7 +8,7 @@ import pytest
 from mlflow.deployments import get_deploy_client
 from mlflow.deployments.interface import _target_help
 from mlflow.exceptions import MlflowException
-from mlflow_catdog.options import Options
+from mlflow_catdog.deployments.options import Options
 
 
 def test_text_and_values_mean_the_same():

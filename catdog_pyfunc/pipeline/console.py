@@ -1,0 +1,41 @@
+"""Progress of long work: a bar on a terminal, a plain line now and then in a log."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from typing import TypeVar
+
+from tqdm import tqdm
+
+Item = TypeVar("Item")
+_LINE_EVERY_S = 10.0
+
+
+def log(message: str) -> None:
+    """Print a line about what is going on, at once, to standard error."""
+    print(message, file=sys.stderr, flush=True)
+
+
+def progress(items: Iterable[Item], title: str, total: int) -> Iterator[Item]:
+    """Show how far a loop has come.
+
+    Args:
+        items: What is looped over.
+        title: What the loop does.
+        total: How many items there are.
+
+    Yields:
+        The items.
+    """
+    if sys.stderr.isatty():
+        yield from tqdm(items, desc=title, total=total, leave=True)
+        return
+    started = shown = time.monotonic()
+    for done, item in enumerate(items, start=1):
+        yield item
+        now = time.monotonic()
+        if done == total or now - shown >= _LINE_EVERY_S:
+            shown = now
+            log(f"{title}: {done}/{total} ({now - started:.0f} s)")

@@ -1,0 +1,1 @@
+"""Predictors, metrics with intervals, plots, galleries, latency."""

@@ -1,0 +1,1 @@
+"""Model versions, audit log, reconciliation, gate, promotion."""

@@ -1,0 +1,1 @@
+"""Backbones, embeddings, linear head, fine-tuning, calibration, OOD, model card."""

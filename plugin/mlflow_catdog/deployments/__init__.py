@@ -1,0 +1,1 @@
+"""The deployment target `catdog`: `mlflow deployments … -t catdog`."""

@@ -1,0 +1,34 @@
+"""What all programs share: an error of ours is a message and exit code 1, Ctrl-C is 130, and neither is a traceback."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator, Sequence
+
+import click
+
+from catdog_pyfunc.errors import CatDogError
+from catdog_pyfunc.pipeline.tracking import interrupted
+
+
+@contextlib.contextmanager
+def program() -> Iterator[None]:
+    """Turn errors that a user can mend into messages; keep MLflow's bars for each little file out of the log."""
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    try:
+        yield
+    except CatDogError as wrong:
+        raise click.ClickException(str(wrong)) from None
+    except KeyboardInterrupt:
+        if run_id := os.environ.get("MLFLOW_RUN_ID"):  # still there: so early that `tracking.run` hasn't begun
+            interrupted.mark_killed(run_id)
+        click.echo("interrupted", err=True)
+        raise SystemExit(130) from None
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> str:
+    """Rows of cells as text in columns, for a terminal or a log."""
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
+    return "\n".join(line.rstrip() for line in lines)
