@@ -8,7 +8,6 @@ import io
 import json
 import os
 import signal
-import socket
 import subprocess
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,6 +18,8 @@ from typing import Any
 import pandas as pd
 import psutil
 import requests
+
+from catdog_pyfunc.pipeline.processes import free_port
 
 PEERS = Path(__file__).parent / "peers"
 PEERS_PYTHON = PEERS.parent.parent / ".venv-peers" / "bin" / "python"
@@ -108,9 +109,7 @@ def bentoml(name: str, python: Path, way: str, path: Path, workers: int, home: P
 @contextlib.contextmanager
 def running(server: Server, image: bytes, log: Path) -> Iterator[Running]:
     """Start a server, wait for its first good answer, stop it by its process group at the end."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = int(probe.getsockname()[1])
+    port = free_port()
     command = [word.replace("{port}", str(port)) for word in server.command]
     with log.open("w") as stream:
         # PATH: `mlflow models serve --env-manager local` looks for uvicorn there.

@@ -1,21 +1,26 @@
 """Everything this project raises on purpose.
 
 CatDogError
-├── InvalidImage (ValueError)      one picture can't be read, or is beyond a limit
-├── InvalidSetting (ValueError)    a parameter, an option or a model_config key is wrong
-├── InvalidBundle (ValueError)     a stored model is damaged, incomplete or from another version
-├── InvalidData (ValueError)       a folder of photos can't be trained on
-├── InvalidWeights (ValueError)    weights can't be had, or belong to another network
-├── EnginesDisagree                PyTorch and ONNX Runtime answer differently: nothing was saved
-├── TrackingError                  the tracking store can't be reached or written
-├── RegistryError                  a run, a model or a version isn't there
-├── ModelFailed                    a model can't be loaded, or fails while it answers
-├── PromotionRefused               a version didn't pass the gate: no alias was moved
-├── PromotionLost                  somebody else moved the alias first: this move was not made
-└── MissingDependency (ImportError)   an optional package isn't installed
+├── InvalidImage (ValueError)         one image is corrupt, or beyond a limit
+├── InvalidSetting (ValueError)       a parameter, an option or a model_config key is wrong
+├── InvalidBundle (ValueError)        a stored model is damaged, incomplete or from a newer version
+├── InvalidData (ValueError)          the user's images or labels cannot be used
+├── InvalidWeights (ValueError)       pretrained weights are not available, or belong to another network
+├── EnginesDisagree                   PyTorch and ONNX Runtime differ: nothing was saved
+├── TrackingError                     the tracking store cannot be reached or written
+├── RegistryError                     a run, a model or a version does not exist
+├── ModelFailed                       a model cannot be loaded, raises, hangs, or returns unusable predictions
+├── PromotionRefused                  a version did not pass the gate: no alias was moved
+├── PromotionLost                     somebody else moved the alias first: this promotion was not made
+└── MissingDependency (ImportError)   an optional package is not installed
 """
 
 from __future__ import annotations
+
+
+def first_line(error: BaseException, limit: int = 500) -> str:
+    """The first non-empty line of an exception's message, or its type's name if it has none; at most `limit` characters."""
+    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)[:limit]
 
 
 class CatDogError(Exception):
@@ -23,11 +28,11 @@ class CatDogError(Exception):
 
 
 class InvalidImage(CatDogError, ValueError):
-    """One picture can't be read, or is beyond a limit; its row says why and the others stand."""
+    """One image is corrupt, or beyond a limit; its row says why and the others stand."""
 
 
 class InvalidSetting(CatDogError, ValueError):
-    """A parameter, an option or a `model_config` key has a value that can't be used."""
+    """A parameter, an option or a `model_config` key has a value that cannot be used."""
 
 
 class InvalidBundle(CatDogError, ValueError):
@@ -35,36 +40,36 @@ class InvalidBundle(CatDogError, ValueError):
 
 
 class InvalidData(CatDogError, ValueError):
-    """A folder of photos can't be trained on."""
+    """The user's images or labels cannot be used; never what a model returned (that is `ModelFailed`)."""
 
 
 class InvalidWeights(CatDogError, ValueError):
-    """Pretrained weights can't be had, or belong to another network."""
+    """Pretrained weights are not available, or belong to another network."""
 
 
 class EnginesDisagree(CatDogError):
-    """PyTorch and ONNX Runtime answer differently on the same pictures: nothing was saved."""
+    """PyTorch and ONNX Runtime differ on the same images: nothing was saved."""
 
 
 class TrackingError(CatDogError):
-    """The tracking store can't be reached or written."""
+    """The tracking store cannot be reached or written."""
 
 
 class RegistryError(CatDogError):
-    """A run, a registered model or a version isn't there."""
+    """A run, a registered model or a version does not exist."""
 
 
 class ModelFailed(CatDogError):
-    """A model can't be loaded, or fails while it answers."""
+    """A model cannot be loaded, raises, hangs, or returns predictions that cannot be used."""
 
 
 class PromotionRefused(CatDogError):
-    """A version didn't pass the gate: no alias was moved."""
+    """A version did not pass the gate: no alias was moved."""
 
 
 class PromotionLost(CatDogError):
-    """Somebody else moved the alias while this move was being decided: it was not made."""
+    """Somebody else moved the alias while this promotion was being decided: it was not made."""
 
 
 class MissingDependency(CatDogError, ImportError):
-    """An optional package isn't installed; the message is the command that installs it."""
+    """An optional package is not installed; the message is the command that installs it."""

@@ -19,12 +19,14 @@ from mlflow.exceptions import MlflowException
 from mlflow.models import Model
 
 from catdog_pyfunc import bundle as bundles
+from catdog_pyfunc import internals
 from catdog_pyfunc.bundle import Bundle, Description
 from catdog_pyfunc.classifier import Classifier
 from catdog_pyfunc.engine import OUTPUTS, OnnxEngine
 from catdog_pyfunc.errors import EnginesDisagree, InvalidBundle, RegistryError
+from catdog_pyfunc.images import IMAGE_COLUMN
 from catdog_pyfunc.preprocessing import Floats, preprocess
-from catdog_pyfunc.pyfunc_model import ARTIFACT, COLUMN, SETTINGS, signature
+from catdog_pyfunc.pyfunc_model import ARTIFACT, SETTINGS, signature
 
 if TYPE_CHECKING:
     from catdog_pyfunc.network import Network
@@ -238,7 +240,7 @@ def _save_flavors(path: Path, scratch: Path, network: Network, bundle: Bundle, p
         artifacts={ARTIFACT: str(bundle.path)},
         code_paths=[str(code)],
         signature=signature(bundle.description.classes),
-        input_example=pd.DataFrame({COLUMN: [picture]}),
+        input_example=pd.DataFrame({IMAGE_COLUMN: [picture]}),
         pip_requirements=_requirements(),
         model_config=dict(SETTINGS),  # MLflow lets only those be set later that stand here
         mlflow_model=model,
@@ -266,7 +268,8 @@ def _save_torchscript(folder: Path, network: Network, size: int) -> None:
         warnings.simplefilter("ignore")
         traced = torch.jit.trace(network.requires_grad_(False), torch.zeros(2, 3, size, size), check_trace=False)  # type: ignore[no-untyped-call]
         torch.jit.save(traced, folder / "model.pth")
-    (folder / "pickle_module_info.txt").write_text("mlflow.pytorch.pickle_module")
+    name, module = internals.PICKLE_MODULE_FILE
+    (folder / name).write_text(module)
 
 
 def _add_frameworks(model: Model) -> None:

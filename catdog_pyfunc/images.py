@@ -9,6 +9,7 @@ import pybase64
 
 from catdog_pyfunc.errors import InvalidImage
 
+IMAGE_COLUMN = "image"  # of every request, DataFrame and signature of this project
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 _SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG", b"RIFF", b"GIF8", b"BM", b"II*\x00", b"MM\x00*")
 _SEND = "send the bytes of a JPEG, PNG, WebP, GIF, BMP or TIFF, raw or as base64"

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from catdog_pyfunc.errors import InvalidImage
+from catdog_pyfunc.errors import InvalidImage, first_line
 from catdog_pyfunc.images import FORMATS
 
 Pixels = npt.NDArray[np.uint8]
@@ -109,7 +109,7 @@ def decode(image: bytes, limits: Limits, least_side: int | None = None) -> Image
             f"is not a picture this model reads: starts with {image[:8]!r}; send JPEG, PNG, WebP, GIF, BMP or TIFF"
         ) from None
     except _DECODING_ERRORS as broken:
-        raise InvalidImage(f"is a broken picture ({_first_line(broken)}); send an undamaged file") from None
+        raise InvalidImage(f"is a broken picture ({first_line(broken, 120)}); send an undamaged file") from None
 
 
 def preprocess(image: bytes, spec: Preprocess, limits: Limits = DEFAULT_LIMITS) -> Pixels:
@@ -152,7 +152,3 @@ def _rgb(picture: Image.Image) -> Image.Image:
         picture = picture.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture).convert("RGB")
     return picture if picture.mode == "RGB" else picture.convert("RGB")
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:120]

@@ -18,16 +18,14 @@ from mlflow.pyfunc.model import PythonModel, PythonModelContext
 from mlflow.types.schema import ColSpec, DataType, Object, ParamSchema, ParamSpec, Property, Schema, TensorSpec
 
 from catdog_pyfunc import bundle as bundles
+from catdog_pyfunc import internals
 from catdog_pyfunc.classifier import Classifier, Prediction
 from catdog_pyfunc.errors import InvalidSetting
+from catdog_pyfunc.images import IMAGE_COLUMN
 from catdog_pyfunc.preprocessing import DEFAULT_LIMITS, Limits
 
 Cells = pd.DataFrame | pd.Series | Mapping[str, Any] | Sequence[Any] | np.ndarray
-COLUMN = "image"
 ARTIFACT = "bundle"  # the bundle's name among the model's artifacts
-_IN_SCORING_SERVER = "_MLFLOW_IS_IN_SERVING_ENVIRONMENT"  # MLflow's own variable
-_SERVED_MODEL = "__pyfunc_model_path__"  # likewise, in the scoring server's own process
-_SERVING_SETTINGS = "SERVING_MODEL_CONFIG"  # likewise
 SETTINGS: Mapping[str, Any] = {"engine": "auto", "threads": 0, **asdict(DEFAULT_LIMITS)}
 
 
@@ -53,7 +51,7 @@ class CatDogModel(PythonModel):
             threads=settings["threads"] or None,
             limits=Limits(settings["max_bytes"], settings["max_pixels"]),
         )
-        if _SERVED_MODEL in os.environ:
+        if internals.SERVED_MODEL in os.environ:
             # What MLflow, pandas and the model made while loading stays: looking through it again and again for garbage
             # stops every request for 50 ms and more (8 clients: p99 58 ms instead of 90, 7 % more photos a second).
             gc.collect()
@@ -78,7 +76,7 @@ class CatDogModel(PythonModel):
         """
         explain = bool((params or {}).get("explain", False))
         rows = [_row(answer, explain) for answer in self._classifier.predict(_cells(model_input), explain=explain)]
-        if os.environ.get(_IN_SCORING_SERVER) == "true":
+        if os.environ.get(internals.IN_SCORING_SERVER) == "true":
             return rows
         return pd.DataFrame(rows, columns=_columns(explain), dtype=object)
 
@@ -105,11 +103,11 @@ def signature(classes: Sequence[str]) -> ModelSignature:
     # Not `binary`: MLflow would decode its base64 itself, under `dataframe_*` only and dropping what it doesn't know, so
     # that url-safe text or a data URI became another file. A `string` column hands cells over as they came, bytes too.
     params = ParamSchema([ParamSpec("explain", DataType.boolean, False)])
-    return ModelSignature(Schema([ColSpec(DataType.string, COLUMN)]), Schema(outputs), params)
+    return ModelSignature(Schema([ColSpec(DataType.string, IMAGE_COLUMN)]), Schema(outputs), params)
 
 
 def _cells(given: Cells) -> list[object]:
-    cells = given[COLUMN] if isinstance(given, (pd.DataFrame, Mapping)) else given
+    cells = given[IMAGE_COLUMN] if isinstance(given, (pd.DataFrame, Mapping)) else given
     if isinstance(cells, (str, bytes)):
         return [cells]
     cells = cells.ravel().tolist() if isinstance(cells, np.ndarray) else list(cells)
@@ -148,5 +146,5 @@ def _refuse_unknown(given: Iterable[str]) -> None:
 
 def _asked_when_serving() -> Iterable[str]:
     # MLflow drops unknown keys before the model sees them, and only warns: a misspelt limit would go unnoticed.
-    asked = json.loads(os.environ.get(_SERVING_SETTINGS) or "{}")
+    asked = json.loads(os.environ.get(internals.SERVING_MODEL_CONFIG) or "{}")
     return asked if isinstance(asked, dict) else ()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import click
 
@@ -25,10 +25,3 @@ def program() -> Iterator[None]:
             interrupted.mark_killed(run_id)
         click.echo("interrupted", err=True)
         raise SystemExit(130) from None
-
-
-def aligned(rows: Sequence[Sequence[str]]) -> str:
-    """Rows of cells as text in columns, for a terminal or a log."""
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
-    return "\n".join(line.rstrip() for line in lines)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import contextlib
 import json
-import socket
 import subprocess
 import sys
 import time
@@ -13,6 +12,8 @@ from pathlib import Path
 
 import click
 import requests
+
+from catdog_pyfunc.pipeline.processes import free_port
 
 MODEL = "CatDogClassifier"
 _START_TIMEOUT_S = 120
@@ -44,7 +45,7 @@ def main() -> None:
         f"version={version}",
     )
 
-    port = _free_port()
+    port = free_port()
     _title("3/4", f"serve: mlflow models serve -m models:/{MODEL}@production -p {port} --env-manager local")
     photo = catalog.load_dataset(catalog.SAMPLE).splits["test"][0].path
     answer = _serve_and_ask(port, photo)
@@ -79,13 +80,6 @@ def _run(*command: str) -> None:
     if code:
         click.echo(f"stopped: {' '.join(command)} ended with {code}; its messages stand above", err=True)
         raise SystemExit(1)
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def _serve_and_ask(port: int, photo: Path) -> dict[str, list[object]]:

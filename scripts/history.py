@@ -7,7 +7,8 @@ from dataclasses import asdict
 
 import click
 
-from scripts.cli import aligned, program
+from catdog_pyfunc.pipeline.console import text_table
+from scripts.cli import program
 
 
 @click.command(context_settings={"show_default": True})
@@ -25,7 +26,7 @@ def main(name: str, output: str) -> None:
     if output == "json":
         click.echo(json.dumps([asdict(entry) for entry in entries], indent=2))
         return
-    click.echo(aligned(descriptions.audit_table(entries)))
+    click.echo(text_table(descriptions.audit_table(entries)))
 
 
 if __name__ == "__main__":

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import click
 
-from scripts.cli import aligned, program
+from catdog_pyfunc.pipeline.console import text_table
+from scripts.cli import program
 
 
 @click.command(context_settings={"show_default": True})
@@ -44,7 +45,7 @@ def main(
 
 
 def _show(rows: list[list[str]]) -> None:
-    click.echo(aligned(rows))
+    click.echo(text_table(rows))
 
 
 if __name__ == "__main__":

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -16,6 +15,8 @@ from pathlib import Path
 import mlflow
 import pytest
 import requests
+
+from catdog_pyfunc.pipeline.processes import free_port
 
 REPOSITORY = Path(__file__).parent.parent
 MODEL = "CatDogClassifier"
@@ -62,12 +63,6 @@ def make_project(folder: Path) -> Project:
     client = project.client()
     client.create_experiment("catdog", artifact_location=(folder / "artifacts").as_uri())
     return project
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @contextlib.contextmanager

@@ -1,10 +1,10 @@
-"""Progress of long work: a bar on a terminal, a plain line now and then in a log."""
+"""What a person reads on a terminal or in a log: messages, progress, tables."""
 
 from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TypeVar
 
 from tqdm import tqdm
@@ -39,3 +39,16 @@ def progress(items: Iterable[Item], title: str, total: int) -> Iterator[Item]:
         if done == total or now - shown >= _LINE_EVERY_S:
             shown = now
             log(f"{title}: {done}/{total} ({now - started:.0f} s)")
+
+
+def text_table(rows: Sequence[Sequence[str]]) -> str:
+    """Align rows of cells in columns, for a terminal or a log."""
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def markdown_table(rows: Sequence[Sequence[str]]) -> str:
+    """Render rows of cells as a Markdown table; the first row is its head."""
+    head, *body = rows
+    return "".join(f"| {' | '.join(row)} |\n" for row in (head, ["---"] * len(head), *body))

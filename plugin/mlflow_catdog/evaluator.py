@@ -75,10 +75,9 @@ class CatDogEvaluator(ModelEvaluator):
         _check(config)
         if model is None:
             raise InvalidData("catdog measures what a model answers: give mlflow.models.evaluate a model")
-        from catdog_pyfunc.pipeline.evaluation.evaluation import (
-            evaluate,
-            runs,  # matplotlib: MLflow loads this file whenever anything is evaluated
-        )
+        # matplotlib comes with these: MLflow loads this file whenever anything is evaluated
+        from catdog_pyfunc.pipeline.evaluation import runs
+        from catdog_pyfunc.pipeline.evaluation.evaluation import evaluate
 
         predict = _asking(model, column)
         evaluation = evaluate(predict, _photos(features[column], dataset), seed=config.get("seed", 0))

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from dataclasses import replace
 from pathlib import Path
 
+from catdog_pyfunc import internals
 from catdog_pyfunc.errors import InvalidData
 from catdog_pyfunc.pipeline.cache import cache_dir
 from catdog_pyfunc.pipeline.data import synthetic
@@ -48,7 +48,7 @@ def open_pets(root: Path) -> Dataset:
     """
     from torchvision.datasets import OxfordIIITPet
 
-    labelled: dict[str, list[tuple[Path, str]]] = defaultdict(list)
+    labelled: dict[str, list[tuple[Path, str]]] = {}
     for split, torchvision_split in (("train", "trainval"), ("test", "test")):
         try:
             pets = OxfordIIITPet(str(root), split=torchvision_split, target_types="binary-category", download=True)
@@ -57,7 +57,5 @@ def open_pets(root: Path) -> Dataset:
                 f"{PETS} can't be downloaded to {root} ({unavailable}): check the network, put the data set there, "
                 "or give a folder or 'sample'"
             ) from None
-        # torchvision opens each picture and drops its bytes; the list of files is only in these two attributes.
-        for path, label in zip(pets._images, pets._bin_labels, strict=True):
-            labelled[split].append((Path(path), pets.bin_classes[label].lower()))
+        labelled[split] = internals.oxford_pets(pets)
     return assemble(PETS, labelled, {name for files in labelled.values() for _, name in files})

@@ -10,6 +10,7 @@ from typing import Any
 from mlflow.data.dataset_source import DatasetSource
 from mlflow.entities import Run
 
+from catdog_pyfunc import internals
 from catdog_pyfunc.errors import InvalidData
 from catdog_pyfunc.pipeline.data import catalog
 from catdog_pyfunc.pipeline.data.corrupt import find_corrupt
@@ -17,7 +18,6 @@ from catdog_pyfunc.pipeline.data.dataset import ALL, SUFFIXES, Dataset, split_fo
 from catdog_pyfunc.preprocessing import Preprocess
 
 SOURCE_TYPE = "image_folder"
-_CONTEXT = "mlflow.data.context"  # MLflow's tag: what an input was for
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ def source_of(run: Run, context: str = "testing") -> ImageFolderSource | None:
         Where they came from; None if the run has no such input.
     """
     for given in run.inputs.dataset_inputs if run.inputs else ():
-        contexts = {tag.value for tag in given.tags if tag.key == _CONTEXT}
+        contexts = {tag.value for tag in given.tags if tag.key == internals.DATASET_CONTEXT_TAG}
         if context in contexts and given.dataset.source_type == SOURCE_TYPE:
             return ImageFolderSource.from_dict(json.loads(given.dataset.source))
     return None

@@ -13,9 +13,8 @@ from mlflow.data.dataset import Dataset as TrackedDataset
 from mlflow.entities import LoggedModelInput
 from mlflow.exceptions import MlflowException
 from mlflow.pyfunc import PyFuncModel
-from mlflow.store.artifact.utils.models import get_model_name_and_version
 
-from catdog_pyfunc import flavor
+from catdog_pyfunc import flavor, internals
 from catdog_pyfunc.errors import CatDogError, InvalidData, ModelFailed
 from catdog_pyfunc.pipeline import tracking
 from catdog_pyfunc.pipeline.data import catalog
@@ -148,8 +147,8 @@ def _identity(model_uri: str, model: PyFuncModel) -> dict[str, str]:
     tags = {"model.uri": model_uri}
     if model_uri.startswith("models:/") and not model_uri.startswith("models:/m-"):
         with contextlib.suppress(MlflowException):  # the model was there a moment ago; tags aren't worth a failure
-            name, version = get_model_name_and_version(mlflow.MlflowClient(), model_uri)  # type: ignore[no-untyped-call]
-            tags |= {"model.name": name, "model.version": str(version)}
+            name, version = internals.registered_version(mlflow.MlflowClient(), model_uri)
+            tags |= {"model.name": name, "model.version": version}
     digest = (model.metadata.metadata or {}).get("bundle_digest")
     return {**tags, "bundle.digest": digest} if digest else tags
 

@@ -19,6 +19,7 @@ from datetime import datetime, timezone
 import mlflow
 from mlflow.exceptions import MlflowException
 
+from catdog_pyfunc import internals
 from catdog_pyfunc.errors import InvalidSetting, RegistryError, TrackingError
 from catdog_pyfunc.pipeline.registry.versions import ARCHIVED, PRODUCTION, STAGING, author
 
@@ -154,7 +155,7 @@ def _begin(client: mlflow.MlflowClient, title: str) -> mlflow.entities.Experimen
     experiment, failure = "", ""
     try:
         experiment = client.create_experiment(f"{title}{_UNCLAIMED}{uuid.uuid4().hex}")
-        client.set_experiment_tag(experiment, "mlflow.note.content", _NOTE)
+        client.set_experiment_tag(experiment, internals.NOTE_TAG, _NOTE)
         run = client.create_run(experiment, run_name=title)
         client.update_run(run.info.run_id, status="FINISHED")
         client.set_experiment_tag(experiment, _RUN_TAG, run.info.run_id)

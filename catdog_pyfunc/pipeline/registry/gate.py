@@ -15,6 +15,7 @@ from mlflow.models import MetricThreshold
 from mlflow.models.evaluation import EvaluationResult
 from mlflow.models.evaluation.validation import ModelValidationFailedException
 
+from catdog_pyfunc import internals
 from catdog_pyfunc.errors import CatDogError, InvalidData, InvalidSetting, ModelFailed
 from catdog_pyfunc.pipeline.console import log
 from catdog_pyfunc.pipeline.evaluation.evaluation import Evaluation, LabelledImage, evaluate
@@ -261,7 +262,7 @@ def _time_ms(model: SubprocessModel, picture: bytes) -> float:
 
 def _holds(value: float, threshold: float, *, greater: bool) -> bool:
     """MLflow's own comparison; not-a-number never holds."""
-    logging.getLogger("mlflow.models.evaluation.validation").setLevel(logging.WARNING)  # two lines of log a comparison
+    logging.getLogger(internals.VALIDATION_LOGGER).setLevel(logging.WARNING)  # two lines of log a comparison
     result = EvaluationResult(metrics={"value": value}, artifacts={})  # type: ignore[no-untyped-call]
     needed = MetricThreshold(threshold=threshold, greater_is_better=greater)  # type: ignore[no-untyped-call]
     try:

@@ -10,6 +10,7 @@ from mlflow.entities.model_registry import ModelVersion
 
 from catdog_pyfunc.errors import InvalidData, InvalidSetting, PromotionRefused
 from catdog_pyfunc.pipeline import tracking
+from catdog_pyfunc.pipeline.console import markdown_table
 from catdog_pyfunc.pipeline.data import catalog
 from catdog_pyfunc.pipeline.data.dataset import Dataset
 from catdog_pyfunc.pipeline.data.mlflow_source import source_of
@@ -163,9 +164,7 @@ def _log_question(promotion: Promotion, thresholds: Thresholds, dataset: Dataset
 
 def _log_answer(report: GateReport, action: str, rows: list[list[str]]) -> None:
     mlflow.set_tag("verdict", action)
-    mlflow.log_text(
-        "\n".join("| " + " | ".join(row) + " |" for row in [rows[0], ["---"] * 5, *rows[1:]]) + "\n", "gate/checks.md"
-    )
+    mlflow.log_text(markdown_table(rows), "gate/checks.md")
     mlflow.log_dict({"checks": [asdict(check) for check in report.checks]}, "gate/checks.json")
     for split, evaluation in (("challenger", report.challenger), ("champion", report.champion)):
         if evaluation:

@@ -19,8 +19,9 @@ from mlflow.data.dataset import Dataset as TrackedDataset
 from mlflow.entities import RunStatus
 from mlflow.exceptions import MlflowException
 
+from catdog_pyfunc import internals
 from catdog_pyfunc.cpu import available_cores
-from catdog_pyfunc.errors import TrackingError
+from catdog_pyfunc.errors import TrackingError, first_line
 from catdog_pyfunc.pipeline.data.dataset import ALL, Dataset
 from catdog_pyfunc.pipeline.data.mlflow_source import ImageFolderSource
 from catdog_pyfunc.pipeline.tracking import interrupted
@@ -51,7 +52,7 @@ def run(name: str | None = None) -> Iterator[mlflow.ActiveRun]:
             active = mlflow.start_run(run_name=name, log_system_metrics=False)
         except (MlflowException, OSError) as unreachable:
             raise TrackingError(
-                f"the tracking store {mlflow.get_tracking_uri()} can't be used ({_first_line(unreachable)}): "
+                f"the tracking store {mlflow.get_tracking_uri()} can't be used ({first_line(unreachable)}): "
                 "check MLFLOW_TRACKING_URI and that you may write there"
             ) from None
         try:
@@ -65,7 +66,7 @@ def run(name: str | None = None) -> Iterator[mlflow.ActiveRun]:
             raise
         except BaseException as failure:
             with contextlib.suppress(MlflowException):  # the failure itself may be the store's
-                mlflow.set_tag("failure", _first_line(failure)[:500])
+                mlflow.set_tag("failure", first_line(failure)[:500])
             mlflow.end_run(RunStatus.to_string(RunStatus.FAILED))
             raise
         mlflow.end_run()
@@ -80,7 +81,7 @@ def name_run(name: str) -> None:
     """Name the active run, if any, again if need be; not one that began with a name which MLflow didn't make up."""
     active = mlflow.active_run()
     if active and _MADE_UP.fullmatch(active.info.run_name):  # the name it began with, whatever it is called by now
-        mlflow.set_tag("mlflow.runName", name)
+        mlflow.set_tag(internals.RUN_NAME_TAG, name)
 
 
 def set_parent_run(run_id: str | None) -> None:
@@ -90,7 +91,7 @@ def set_parent_run(run_id: str | None) -> None:
         return
     with contextlib.suppress(MlflowException):  # a run that was deleted, or never was in this store
         if mlflow.MlflowClient().get_run(run_id).info.experiment_id == active.info.experiment_id:
-            mlflow.set_tag("mlflow.parentRunId", run_id)
+            mlflow.set_tag(internals.PARENT_RUN_TAG, run_id)
 
 
 def active_run_id() -> str:
@@ -179,7 +180,3 @@ def environment_params() -> dict[str, str]:
         "system.onnxruntime": onnxruntime.__version__,
         "system.mlflow": mlflow.__version__,
     }
-
-
-def _first_line(error: BaseException) -> str:
-    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)

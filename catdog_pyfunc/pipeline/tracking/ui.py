@@ -7,9 +7,10 @@ import time
 
 import mlflow
 
-_NOTE = "mlflow.note.content"
+from catdog_pyfunc import internals
+
 _VIEW = "results"
-_VIEW_TAG = f"mlflow.sharedViewState.{_VIEW}"  # what the UI's "Share view" writes; not documented, seen in 3.17
+_VIEW_TAG = internals.SHARED_VIEW_TAG.format(name=_VIEW)
 _COLUMNS = (
     "attributes.`Models`",
     "metrics.`test/accuracy`",
@@ -32,7 +33,7 @@ def set_up_experiment_page(experiment_id: str) -> None:
     link = f"#/experiments/{experiment_id}/runs?viewStateShareKey={_VIEW}"
     wanted = {
         _VIEW_TAG: json.dumps(_view()),
-        _NOTE: "Trainings of image classifiers, what was measured of them, and their promotions folded below. "
+        internals.NOTE_TAG: "Trainings of image classifiers, what was measured of them, and their promotions folded below. "
         f"[Results, the best first]({link})",
     }
     for key, value in wanted.items():

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from catdog_pyfunc.bundle import Description
+from catdog_pyfunc.pipeline.console import markdown_table
 from catdog_pyfunc.pipeline.data.dataset import SPLITS, Dataset
 from catdog_pyfunc.pipeline.evaluation.evaluation import Evaluation
 from catdog_pyfunc.pipeline.evaluation.intervals import Estimate
@@ -67,7 +68,7 @@ def write_card(
 - The confidence was calibrated on val, by a temperature of {description.temperature:.2f}.
 - A picture that can't be read gets a row with `error`; the others of the request stand.
 """
-    making = _table(["parameter", "value"], [[key, str(value)] for key, value in params.items()])
+    making = markdown_table([["parameter", "value"], *[[key, str(value)] for key, value in params.items()]])
     use = _USE.replace("NAME", params["registered_model"] or NAME)
     return "\n".join([head, _data(dataset), _measured(evaluation), limits, use, f"## How it was made\n\n{making}"])
 
@@ -78,7 +79,7 @@ def _data(dataset: Dataset) -> str:
         counts = dataset.counts(split)
         of_each = ", ".join(f"{name} {count}" for name, count in counts.items())
         rows.append([split, str(sum(counts.values())), of_each, f"`{dataset.digest(split)}`"])
-    table = _table(["split", "pictures", "classes", "digest"], rows)
+    table = markdown_table([["split", "pictures", "classes", "digest"], *rows])
     text = f"## Data\n\n`{dataset.source}`\n\n{table}"
     if dataset.problems:
         text += "\n### Left out\n\n" + "".join(f"- {problem}\n" for problem in dataset.problems[:_MOST_PROBLEMS])
@@ -87,7 +88,7 @@ def _data(dataset: Dataset) -> str:
 
 def _measured(evaluation: Evaluation) -> str:
     rows = [_figures(name, estimate) for name, estimate in evaluation.estimates.items() if not math.isnan(estimate.value)]
-    table = _table(["", "value", "95 % interval", "n"], rows)
+    table = markdown_table([["", "value", "95 % interval", "n"], *rows])
     text = (
         "Log-loss in nats, expected calibration error over 15 bins, `accepted`: the share that is `in_domain`. Intervals: "
         "Wilson's for shares, a bootstrap's for balanced accuracy, F1, AUROC, log-loss and calibration error."
@@ -102,8 +103,3 @@ def _measured(evaluation: Evaluation) -> str:
 
 def _figures(name: str, estimate: Estimate) -> list[str]:
     return [name, f"{estimate.value:.4f}", f"{estimate.low:.4f} – {estimate.high:.4f}", str(estimate.n)]
-
-
-def _table(columns: list[str], rows: list[list[str]]) -> str:
-    lines = [columns, ["---"] * len(columns), *rows]
-    return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)

@@ -9,7 +9,7 @@ from pathlib import Path
 import mlflow
 from mlflow.data.dataset import Dataset as TrackedDataset
 
-from catdog_pyfunc import flavor
+from catdog_pyfunc import flavor, internals
 from catdog_pyfunc.bundle import Description
 from catdog_pyfunc.pipeline import tracking
 from catdog_pyfunc.pipeline.console import log
@@ -132,4 +132,4 @@ def _log_card(text: str, model_id: str) -> None:
     with tempfile.TemporaryDirectory() as scratch:
         (Path(scratch) / model_card.CARD).write_text(text, encoding="utf-8")
         mlflow.MlflowClient().log_model_artifacts(model_id, scratch)
-    mlflow.set_tag("mlflow.note.content", text)
+    mlflow.set_tag(internals.NOTE_TAG, text)

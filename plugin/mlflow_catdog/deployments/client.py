@@ -15,7 +15,8 @@ import pandas as pd
 from mlflow.deployments import BaseDeploymentClient, PredictionsResponse
 
 from catdog_pyfunc.pipeline.console import log
-from mlflow_catdog.deployments import build, containers, interruption, rest
+from catdog_pyfunc.pipeline.processes import sigterm_as_interrupt
+from mlflow_catdog.deployments import build, containers, rest
 from mlflow_catdog.deployments.docker_client import connected, ensure_image, host_of
 from mlflow_catdog.deployments.errors import DeploymentMissing, InvalidOption
 from mlflow_catdog.deployments.local import run_local
@@ -210,7 +211,7 @@ def _check(name: str, endpoint: str | None) -> None:
 
 @contextlib.contextmanager
 def _changing() -> Iterator[DockerClient]:
-    with interruption.by_sigterm(), connected() as engine:
+    with sigterm_as_interrupt(), connected() as engine:
         yield engine
 
 

@@ -17,7 +17,8 @@ import requests
 
 from catdog_pyfunc.cpu import available_cores
 from catdog_pyfunc.pipeline.console import log
-from mlflow_catdog.deployments import build, interruption, rest
+from catdog_pyfunc.pipeline.processes import sigterm_as_interrupt
+from mlflow_catdog.deployments import build, rest
 from mlflow_catdog.deployments.errors import DeploymentError
 from mlflow_catdog.deployments.options import Options
 from mlflow_catdog.deployments.smoke_request import request_for
@@ -41,7 +42,7 @@ def run_local(name: str, model_uri: str, flavor: str | None = None, config: Mapp
     options = Options().changed(config, "run-local")
     address = f"http://{options.host}:{options.port}"
     _check_port(options)
-    with contextlib.suppress(KeyboardInterrupt), interruption.by_sigterm(), build.fetched(model_uri, flavor) as model:
+    with contextlib.suppress(KeyboardInterrupt), sigterm_as_interrupt(), build.fetched(model_uri, flavor) as model:
         with _server(str(model.folder), options) as server:
             answer = _await_answer(server, address, request_for(model.folder), options.ready_timeout_s)
             log(f"{name}: {model.version} answers at {address}/invocations: {json.dumps(answer)}")
