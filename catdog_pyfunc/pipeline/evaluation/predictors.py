@@ -6,17 +6,19 @@ import base64
 import binascii
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
-from mlflow.pyfunc import PyFuncModel
 
 from catdog_pyfunc.classifier import Classifier, Prediction
 from catdog_pyfunc.errors import ModelFailed, first_line
 from catdog_pyfunc.images import IMAGE_COLUMN
 from catdog_pyfunc.pipeline.evaluation.subprocess_worker import call
+
+if TYPE_CHECKING:
+    from mlflow.pyfunc import PyFuncModel
 
 Predictor = Callable[[Sequence[bytes], bool], list[Prediction]]
 """Takes images and whether to explain; returns one prediction per image, in the same order; raises `ModelFailed`."""
@@ -154,7 +156,7 @@ def _heatmap(number: int, value: Any) -> bytes:
     try:
         return base64.b64decode(value, validate=True)
     except (TypeError, ValueError, binascii.Error):
-        raise ModelFailed(f"row {number} has a heatmap of type {type(value).__name__} that is no base64") from None
+        raise ModelFailed(f"row {number} has a heatmap of type {type(value).__name__} that is not base64") from None
 
 
 def _missing(value: Any) -> bool:
