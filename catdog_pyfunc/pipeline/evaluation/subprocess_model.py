@@ -81,8 +81,9 @@ class SubprocessModel:
 
     def _listen(self) -> None:
         assert self._process.stdout is not None
-        for line in self._process.stdout:
-            self._lines.put(line)
+        with self._process.stdout as lines:
+            for line in lines:
+                self._lines.put(line)
         self._lines.put("")
 
     def _response(self, what: str) -> dict[str, Any]:
@@ -137,6 +138,9 @@ def subprocess_model(uri: str, *, pickle: bool = False, timeout_s: float = _TIME
         finally:
             process.kill()
             process.wait()
+            assert process.stdin is not None
+            with contextlib.suppress(BrokenPipeError):  # of a request that it did not read
+                process.stdin.close()
 
 
 def _environment(pickle: bool) -> dict[str, str]:
