@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -72,19 +73,23 @@ def evaluate_model(config: EvaluationConfig) -> Evaluation:
     """
     with tracking.active_or_new_run():
         tracking.log_params(asdict(config))
-        model = _load(config.model_uri)
-        dataset = catalog.load_dataset(config.data, config.split)
-        mlflow_dataset = tracking.log_dataset(dataset, config.split)
-        identity = _identity(config.model_uri, model)
-        mlflow.set_tags({**identity, "data.digest": dataset.digest(config.split)})
-        tracking.set_parent_run(model.metadata.run_id)
-        name = f"v{identity['model.version']}" if "model.version" in identity else Path(config.model_uri).name
-        tracking.name_run(f"evaluate {name} on {Path(dataset.source).name}")
-        model_id = link_model(model)
-        predict = pyfunc_predictor(model)
-        evaluation = evaluate(predict, labelled_images(dataset, config.split), seed=config.seed)
-        log_evaluation(evaluation, predict, config.split, model_id, mlflow_dataset)
-        return evaluation
+        with _loaded(config.model_uri) as model:
+            return _evaluate(config, model)
+
+
+def _evaluate(config: EvaluationConfig, model: PyFuncModel) -> Evaluation:
+    dataset = catalog.load_dataset(config.data, config.split)
+    mlflow_dataset = tracking.log_dataset(dataset, config.split)
+    identity = _identity(config.model_uri, model)
+    mlflow.set_tags({**identity, "data.digest": dataset.digest(config.split)})
+    tracking.set_parent_run(model.metadata.run_id)
+    name = f"v{identity['model.version']}" if "model.version" in identity else Path(config.model_uri).name
+    tracking.name_run(f"evaluate {name} on {Path(dataset.source).name}")
+    model_id = link_model(model)
+    predict = pyfunc_predictor(model)
+    evaluation = evaluate(predict, labelled_images(dataset, config.split), seed=config.seed)
+    log_evaluation(evaluation, predict, config.split, model_id, mlflow_dataset)
+    return evaluation
 
 
 def link_model(model: PyFuncModel) -> str | None:
@@ -144,15 +149,16 @@ def log_artifacts(evaluation: Evaluation, predict: Predictor) -> None:
     mlflow.log_text(_metrics_table(evaluation), ARTIFACTS["metrics"])
 
 
-def _load(model_uri: str) -> PyFuncModel:
+@contextlib.contextmanager
+def _loaded(model_uri: str) -> Iterator[PyFuncModel]:
     folder = flavor.download_model(model_uri)
     try:
-        model: PyFuncModel = mlflow.pyfunc.load_model(str(folder))
+        model = mlflow.pyfunc.load_model(str(folder))
     except Exception as failure:  # a third-party model may raise anything
         raise ModelFailed(
             f"model {model_uri} cannot be loaded: {type(failure).__name__}: {first_line(failure)}"
         ) from failure
-    return model
+    yield model
 
 
 def _identity(model_uri: str, model: PyFuncModel) -> dict[str, str]:
