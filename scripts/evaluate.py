@@ -21,9 +21,9 @@ def main(model_uri: str, data: str, split: str) -> None:
         from catdog_pyfunc.pipeline import tracking
 
         with tracking.run():
-            from catdog_pyfunc.pipeline.evaluation.runs import measure
+            from catdog_pyfunc.pipeline.evaluation.runs import EvaluationConfig, evaluate_model
 
-            evaluation = measure(model_uri, data, split)
+            evaluation = evaluate_model(EvaluationConfig(model_uri, data, split))
     figures = {name: estimate for name, estimate in evaluation.estimates.items() if not math.isnan(estimate.value)}
     width = max(map(len, figures))
     for name, estimate in figures.items():

@@ -1,4 +1,4 @@
-"""So that `mlflow.data.get_source` knows the pictures of this project's runs: registered as `image_folder`."""
+"""Registers `image_folder` with MLflow, so that `mlflow.data.get_source` resolves the images of this project's runs."""
 
 from __future__ import annotations
 

@@ -67,8 +67,8 @@ def test_the_picture_of_a_comparison(wide_window: Window, trained: Trained):
 
 
 def test_the_picture_of_artifacts(wide_window: Window, trained: Trained):
-    page = wide_window.open_run(trained.runs[1], "/artifacts/pictures/worst_mistakes.png")
-    picture = page.get_by_role("img", name="pictures/worst_mistakes.png")
+    page = wide_window.open_run(trained.runs[1], "/artifacts/images/worst_mistakes.png")
+    picture = page.get_by_role("img", name="images/worst_mistakes.png")
     expect(picture).to_be_visible()
     page.wait_for_function("picture => picture.naturalWidth > 0", arg=picture.element_handle())
     page.get_by_text("Path:").first.evaluate("path => { path.style.visibility = 'hidden' }")  # of the machine it is made on

@@ -103,7 +103,7 @@ def test_a_run_shows_its_card_figures_data_and_version(window: Window, trained: 
     window.photograph("run")
 
 
-@pytest.mark.parametrize("name", ["plots/confusion_matrix.png", "plots/curves_finetune.png", "pictures/worst_mistakes.png"])
+@pytest.mark.parametrize("name", ["plots/confusion_matrix.png", "plots/curves_finetune.png", "images/worst_mistakes.png"])
 def test_pictures_open_among_the_artifacts(window: Window, trained: Trained, name: str):
     page = window.open_run(trained.runs[1], "/artifacts")
     folder, file = name.split("/")

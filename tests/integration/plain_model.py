@@ -1,4 +1,4 @@
-"""A stranger's model: models from code, a column of its own, no probabilities, no heat maps. Bright pictures are cats."""
+"""A third-party model: models from code, a column of its own, no probabilities, no heat maps. Bright images are cats."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from PIL import Image
 
 class Plain(mlflow.pyfunc.PythonModel):
     def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:
-        light = [float(np.asarray(Image.open(io.BytesIO(cell)).convert("L")).mean()) / 255 for cell in model_input["photo"]]
-        labels = ["cat" if share > 0.5 else "dog" for share in light]
-        return pd.DataFrame({"label": labels, "confidence": [max(share, 1 - share) for share in light]})
+        levels = [float(np.asarray(Image.open(io.BytesIO(cell)).convert("L")).mean()) / 255 for cell in model_input["photo"]]
+        labels = ["cat" if brightness > 0.5 else "dog" for brightness in levels]
+        return pd.DataFrame({"label": labels, "confidence": [max(brightness, 1 - brightness) for brightness in levels]})
 
 
 mlflow.models.set_model(Plain())

@@ -68,7 +68,7 @@ def test_plots_pictures_and_card_are_artifacts(project: Project):
         f"plots/{name}.png"
         for name in ("confidence", "confusion_matrix", "curves_head", "regularisation", "reliability", "roc")
     }
-    assert artifacts(project, run, "pictures") == {"pictures/least_sure.png", "pictures/worst_mistakes.png"}
+    assert artifacts(project, run, "images") == {"images/least_confident.png", "images/worst_mistakes.png"}
     assert artifacts(project, run, "tables") == {"tables/metrics.csv"}
     assert "model_card.md" in artifacts(project, run)
 

@@ -1,21 +1,21 @@
-"""Measuring a model in a run of its own, and what every measurement leaves in its run."""
+"""Evaluates a model in an MLflow run, and logs what every evaluation leaves there."""
 
 from __future__ import annotations
 
 import contextlib
-import csv
-import io
-import math
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import mlflow
-from mlflow.data.dataset import Dataset as TrackedDataset
+import pandas as pd
+from mlflow.data.dataset import Dataset as MlflowDataset
 from mlflow.entities import LoggedModelInput
 from mlflow.exceptions import MlflowException
 from mlflow.pyfunc import PyFuncModel
 
 from catdog_pyfunc import flavor, internals
-from catdog_pyfunc.errors import CatDogError, InvalidData, ModelFailed
+from catdog_pyfunc.errors import InvalidSetting, ModelFailed, first_line
 from catdog_pyfunc.pipeline import tracking
 from catdog_pyfunc.pipeline.data import catalog
 from catdog_pyfunc.pipeline.data.dataset import ALL, SPLITS
@@ -26,54 +26,80 @@ from catdog_pyfunc.pipeline.evaluation.predictors import Predictor, pyfunc_predi
 
 ARTIFACTS = {
     **{name: f"plots/{name}.png" for name in ("confusion_matrix", "roc", "reliability", "confidence")},
-    **{name: f"pictures/{name}.png" for name in ("worst_mistakes", "least_sure")},
+    **{name: f"images/{name}.png" for name in ("worst_mistakes", "least_confident")},
     "metrics": "tables/metrics.csv",
 }
-"""What every evaluation leaves in its run: name → path."""
+"""Artifacts of every evaluation: name → path in the run."""
 
 
-def measure(model_uri: str, data: str, split: str = "test") -> Evaluation:
-    """Evaluate a model in the active run (see `tracking.run`), and link the run to the model.
+@dataclass(frozen=True)
+class EvaluationConfig:
+    """A model and the images to evaluate it on.
+
+    Attributes:
+        model_uri: Model that returns label and confidence: models:/NAME@ALIAS, models:/NAME/VERSION, runs:/RUN_ID/model or a
+            folder.
+        data: Folder with one sub-folder per class, "sample" or "oxford-iiit-pet".
+        split: Split of the data: "train", "val", "test" or "all".
+        seed: Seed of the bootstrap intervals.
+    """
+
+    model_uri: str = "models:/CatDogClassifier@production"
+    data: str = catalog.SAMPLE
+    split: str = "test"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.split not in (*SPLITS, ALL):
+            raise InvalidSetting(f"split is {self.split!r}; give one of {', '.join((*SPLITS, ALL))}")
+        if self.seed < 0:
+            raise InvalidSetting(f"seed is {self.seed}; give 0 or more")
+
+
+def evaluate_model(config: EvaluationConfig) -> Evaluation:
+    """Evaluate a model in the active run, or in a run of its own if none is active, and link the run to the model.
 
     Args:
-        model_uri: Of any pyfunc that answers pictures with `label` and `confidence`.
-        data: A folder, "sample" or "oxford-iiit-pet"; a folder needs pictures only in `split`.
-        split: "train", "val", "test", or "all" for every picture there is.
+        config: The model and the images.
 
     Returns:
-        The evaluation.
+        The evaluation, whose metrics, plots and galleries are in the run.
 
     Raises:
-        RegistryError: No such model.
-        ModelFailed: The model can't be loaded, or fails.
-        InvalidData: The data can't be used, or has classes that the model doesn't know.
+        RegistryError: There is no such model.
+        ModelFailed: The model cannot be loaded, raises, or returns predictions that cannot be used.
+        InvalidData: The data cannot be used, or has classes that the model does not know.
+        TrackingError: The tracking store cannot be reached or written.
     """
-    if split not in (*SPLITS, ALL):
-        raise InvalidData(f"split {split!r} is not known: give one of {', '.join((*SPLITS, ALL))}")
-    tracking.log_params({"model_uri": model_uri, "data": data, "split": split})
-    model = _load(model_uri)
-    dataset = catalog.load_dataset(data, split)
-    tracked = tracking.log_dataset(dataset, split)
-    identity = _identity(model_uri, model)
-    mlflow.set_tags({**identity, "data.digest": dataset.digest(split)})
+    with tracking.active_or_new_run():
+        tracking.log_params(asdict(config))
+        with _loaded(config.model_uri) as model:
+            return _evaluate(config, model)
+
+
+def _evaluate(config: EvaluationConfig, model: PyFuncModel) -> Evaluation:
+    dataset = catalog.load_dataset(config.data, config.split)
+    mlflow_dataset = tracking.log_dataset(dataset, config.split)
+    identity = _identity(config.model_uri, model)
+    mlflow.set_tags({**identity, "data.digest": dataset.digest(config.split)})
     tracking.set_parent_run(model.metadata.run_id)
-    called = f"v{identity['model.version']}" if "model.version" in identity else Path(model_uri).name
-    tracking.name_run(f"evaluate {called} on {Path(dataset.source).name}")
-    model_id = link(model)
+    name = f"v{identity['model.version']}" if "model.version" in identity else Path(config.model_uri).name
+    tracking.name_run(f"evaluate {name} on {Path(dataset.source).name}")
+    model_id = link_model(model)
     predict = pyfunc_predictor(model)
-    evaluation = evaluate(predict, labelled_images(dataset, split))
-    log_evaluation(evaluation, predict, split, model_id, tracked)
+    evaluation = evaluate(predict, labelled_images(dataset, config.split), seed=config.seed)
+    log_evaluation(evaluation, predict, config.split, model_id, mlflow_dataset)
     return evaluation
 
 
-def link(model: PyFuncModel) -> str | None:
+def link_model(model: PyFuncModel) -> str | None:
     """Make a model an input of the active run.
 
     Args:
-        model: As `mlflow.pyfunc.load_model` gives it.
+        model: A model that `mlflow.pyfunc.load_model` returned.
 
     Returns:
-        The logged model's id; None if this tracking store has no such model, so that nothing can be linked.
+        The id of the logged model; None if it is unknown to this tracking store and cannot be linked.
     """
     active = mlflow.active_run()
     if active is None or model.model_id is None:
@@ -82,7 +108,7 @@ def link(model: PyFuncModel) -> str | None:
     try:
         client.get_logged_model(model.model_id)
         client.log_inputs(active.info.run_id, models=[LoggedModelInput(model.model_id)])
-    except MlflowException:  # logged elsewhere: its folder may have come by any way
+    except MlflowException:  # logged to another store, and brought here as a folder
         return None
     return str(model.model_id)
 
@@ -92,75 +118,62 @@ def log_evaluation(
     predict: Predictor,
     prefix: str,
     model_id: str | None = None,
-    dataset: TrackedDataset | None = None,
+    dataset: MlflowDataset | None = None,
 ) -> None:
-    """Log metrics, plots, galleries and a table of all figures with their intervals to the active run.
+    """Log metrics, plots, galleries and a table of all metrics with their intervals to the active run.
 
     Args:
-        evaluation: What was measured.
-        ask: The model, for the heat maps of the pictures that are shown.
-        prefix: "train", "val", "test" or "all": the first part of every metric's name.
-        model_id: Of the logged model that was measured, for its page.
-        dataset: What it was measured on, for the same.
+        evaluation: The evaluation.
+        predict: The model, for the heat maps of the galleries.
+        prefix: First part of each metric's name: "train", "val", "test" or "all".
+        model_id: Id of the logged model, which shows the metrics, too.
+        dataset: The dataset that these metrics belong to.
     """
     mlflow.log_metrics(evaluation.metrics(prefix), model_id=model_id, dataset=dataset)
     log_artifacts(evaluation, predict)
 
 
 def log_artifacts(evaluation: Evaluation, predict: Predictor) -> None:
-    """Log plots, galleries and the table to the active run.
+    """Log plots, galleries and the table of metrics (`ARTIFACTS`) to the active run.
 
     Args:
-        evaluation: What was measured.
-        ask: The model, for the heat maps of the pictures that are shown.
+        evaluation: The evaluation.
+        predict: The model, for the heat maps of the galleries.
     """
-    drawn = {
-        "confusion_matrix": plots.confusion_matrix,
-        "roc": plots.roc,
-        "reliability": plots.reliability,
-        "confidence": plots.confidence,
-    }
-    for name, chart in drawn.items():
-        mlflow.log_figure(chart(evaluation), ARTIFACTS[name], save_kwargs={"dpi": 120})
-    worst = gallery(evaluation.mistakes, predict, "The worst mistakes, the most confident first", "There are no mistakes")
-    doubtful = gallery(
-        evaluation.least_sure, predict, "The answers that the model is least sure of", "No picture could be read"
-    )
+    for plot in (plots.confusion_matrix, plots.roc, plots.reliability, plots.confidence):
+        mlflow.log_figure(plot(evaluation), ARTIFACTS[plot.__name__], save_kwargs={"dpi": 120})
+    worst = gallery(evaluation.mistakes, predict, "Worst mistakes, most confident first", "No mistakes")
+    doubtful = gallery(evaluation.least_confident, predict, "Least confident predictions", "No readable images")
     mlflow.log_image(small_png(worst), ARTIFACTS["worst_mistakes"])
-    mlflow.log_image(small_png(doubtful), ARTIFACTS["least_sure"])
-    mlflow.log_text(_table(evaluation), ARTIFACTS["metrics"])
+    mlflow.log_image(small_png(doubtful), ARTIFACTS["least_confident"])
+    mlflow.log_text(_metrics_table(evaluation), ARTIFACTS["metrics"])
 
 
-def _load(model_uri: str) -> PyFuncModel:
+@contextlib.contextmanager
+def _loaded(model_uri: str) -> Iterator[PyFuncModel]:
     folder = flavor.download_model(model_uri)
     try:
-        model: PyFuncModel = mlflow.pyfunc.load_model(str(folder))
-    except CatDogError:
-        raise
-    except Exception as failure:  # whatever a stranger's code raises
-        reason = next(iter(str(failure).splitlines()), "")
-        raise ModelFailed(f"model {model_uri} can't be loaded: {type(failure).__name__}: {reason}") from failure
-    return model
+        model = mlflow.pyfunc.load_model(str(folder))
+    except Exception as failure:  # a third-party model may raise anything
+        raise ModelFailed(
+            f"model {model_uri} cannot be loaded: {type(failure).__name__}: {first_line(failure)}"
+        ) from failure
+    yield model
 
 
 def _identity(model_uri: str, model: PyFuncModel) -> dict[str, str]:
     tags = {"model.uri": model_uri}
     if model_uri.startswith("models:/") and not model_uri.startswith("models:/m-"):
-        with contextlib.suppress(MlflowException):  # the model was there a moment ago; tags aren't worth a failure
+        with contextlib.suppress(MlflowException):  # the model has been found before; tags are not worth a failure
             name, version = internals.registered_version(mlflow.MlflowClient(), model_uri)
             tags |= {"model.name": name, "model.version": version}
     digest = (model.metadata.metadata or {}).get("bundle_digest")
     return {**tags, "bundle.digest": digest} if digest else tags
 
 
-def _table(evaluation: Evaluation) -> str:
-    lines = io.StringIO()
-    writer = csv.writer(lines, lineterminator="\n")
-    writer.writerow(["metric", "value", "low", "high", "n"])
-    for name, estimate in evaluation.estimates.items():
-        figures = (estimate.value, estimate.low, estimate.high)
-        writer.writerow([name, *("" if math.isnan(figure) else f"{figure:.6f}" for figure in figures), estimate.n])
-    for name in ("latency_p50_ms", "latency_p99_ms"):
-        if getattr(evaluation, name) is not None:
-            writer.writerow([name, f"{getattr(evaluation, name):.3f}", "", "", ""])
-    return lines.getvalue()
+def _metrics_table(evaluation: Evaluation) -> str:
+    rows = [{"metric": name, **asdict(estimate)} for name, estimate in evaluation.estimates.items()]
+    latencies = {name: getattr(evaluation, name) for name in ("latency_p50_ms", "latency_p99_ms")}
+    rows += [{"metric": name, "value": value} for name, value in latencies.items() if value is not None]
+    frame = pd.DataFrame(rows, columns=["metric", "value", "low", "high", "n"]).astype({"n": "Int64"})
+    return str(frame.to_csv(index=False, float_format="%.6f", lineterminator="\n"))

@@ -72,6 +72,21 @@ def run(name: str | None = None) -> Iterator[mlflow.ActiveRun]:
         mlflow.end_run()
 
 
+@contextlib.contextmanager
+def active_or_new_run() -> Iterator[mlflow.ActiveRun]:
+    """Work in the active run; without one, start a run as `run` does and end it with the block.
+
+    Yields:
+        The active run.
+
+    Raises:
+        TrackingError: The tracking store cannot be reached or written.
+    """
+    active = mlflow.active_run()
+    with contextlib.nullcontext(active) if active else run() as current:
+        yield current
+
+
 def run_of_project(name: str) -> contextlib.AbstractContextManager[object]:
     """Be in the run that `mlflow run` made for an entry point, and name it; without one, make none."""
     return run(name) if "MLFLOW_RUN_ID" in os.environ else contextlib.nullcontext()
