@@ -121,12 +121,12 @@ def test_what_is_rejected_is_counted():
     assert evaluation.estimates["accuracy_accepted"].value == 0.5
 
 
-def test_mistakes_come_worst_first_and_doubts_least_sure_first():
+def test_mistakes_come_worst_first_and_doubts_least_confident_first():
     evaluation = answered(
         *(("cat", both("dog", 0.6)), ("cat", both("dog", 0.99)), ("dog", both("dog", 0.55)), ("dog", BROKEN))
     )
     assert [photo.name for photo, _ in evaluation.mistakes] == ["1.jpg", "0.jpg", "3.jpg"]
-    assert [photo.name for photo, _ in evaluation.least_sure] == ["2.jpg", "0.jpg", "1.jpg"]
+    assert [photo.name for photo, _ in evaluation.least_confident] == ["2.jpg", "0.jpg", "1.jpg"]
 
 
 def test_metrics_have_the_names_that_mlflow_groups_by():
@@ -224,7 +224,7 @@ def test_rows_become_predictions():
 )
 def test_answers_without_label_and_confidence_are_named(output: object, message: str):
     with pytest.raises(InvalidData, match=message):
-        to_predictions(output)
+        to_predictions(output, len(output))
 
 
 def test_a_model_that_raises_or_answers_too_few_is_named():

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from catdog_pyfunc.pipeline.evaluation.intervals import bootstrap, wilson
-from catdog_pyfunc.pipeline.evaluation.metrics import auroc, of_labels
+from catdog_pyfunc.pipeline.evaluation.metrics import auroc, label_metrics
 
 
 def mean_of(values: np.ndarray):
@@ -81,7 +81,7 @@ def test_the_intervals_hold_the_truth_about_as_often_as_they_say():
         values = rng.normal(1.5 * labels, 1)
         metrics = {
             "auroc": auroc(labels == 1, values),
-            "balanced_accuracy": of_labels(labels, (values > 0.75).astype(int), ("a", "b"))["balanced_accuracy"],
+            "balanced_accuracy": label_metrics(labels, (values > 0.75).astype(int), ("a", "b"))["balanced_accuracy"],
         }
         for name, estimate in bootstrap(metrics, 120, seed=repetition).items():
             held[name] += estimate.low <= label[name] <= estimate.high

@@ -1,8 +1,9 @@
-"""What a model says of pictures, whatever model it is."""
+"""Predictors: one call for whatever returns predictions for images, a classifier, an MLflow model or a function."""
 
 from __future__ import annotations
 
 import base64
+import binascii
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -13,79 +14,77 @@ import pandas as pd
 from mlflow.pyfunc import PyFuncModel
 
 from catdog_pyfunc.classifier import Classifier, Prediction
-from catdog_pyfunc.errors import CatDogError, InvalidData, ModelFailed
+from catdog_pyfunc.errors import ModelFailed, first_line
+from catdog_pyfunc.images import IMAGE_COLUMN
 from catdog_pyfunc.pipeline.evaluation.subprocess_worker import call
 
 Predictor = Callable[[Sequence[bytes], bool], list[Prediction]]
-"""Pictures, and whether to explain → predictions, one a picture in the same order."""
+"""Takes images and whether to explain; returns one prediction per image, in the same order; raises `ModelFailed`."""
+
+_TOLERANCE = 1e-6  # by which rounding may carry a probability out of 0..1
 
 
 def classifier_predictor(classifier: Classifier) -> Predictor:
-    """Ask a classifier of this project's directly, without DataFrames."""
-    return lambda pictures, explain: classifier.predict(pictures, explain=explain)
+    """Call a classifier of this project directly, without DataFrames."""
+    return lambda images, explain: classifier.predict(images, explain=explain)
 
 
-def pyfunc_predictor(model: PyFuncModel, column: str = "image") -> Predictor:
-    """Ask any MLflow model that takes a picture a row and answers with a label and a confidence.
+def pyfunc_predictor(model: PyFuncModel, column: str = IMAGE_COLUMN) -> Predictor:
+    """Call any MLflow model that takes one image per row and returns a label and a confidence.
 
     Args:
-        model: As `mlflow.pyfunc.load_model` gives it. Heat maps are asked for only if its signature has `explain`.
-        column: Where the pictures go, unless the model's signature has exactly one column.
+        model: A model that `mlflow.pyfunc.load_model` returned. Heat maps are requested only if its signature has `explain`.
+        column: Column of the images, unless the model's signature has exactly one column.
 
     Returns:
-        The question. It raises `InvalidData` if the answers hold no label and confidence, `ModelFailed` if the model raises.
+        The predictor.
     """
-    return _asking(lambda pictures, explain: call(model, pictures, explain, column))
+    return _checked(lambda images, explain: call(model, images, explain, column))
 
 
-def function_predictor(predict: Callable[[pd.DataFrame], Any], column: str = "image") -> Predictor:
-    """Ask a function that takes a DataFrame with a picture a row in `column`, and answers as a pyfunc does; see there."""
-    return _asking(lambda pictures, explain: predict(pd.DataFrame({column: list(pictures)})))
+def function_predictor(function: Callable[[pd.DataFrame], Any], column: str = IMAGE_COLUMN) -> Predictor:
+    """Call a function that takes a DataFrame with one image per row in `column` and returns what a pyfunc would."""
+    return _checked(lambda images, explain: function(pd.DataFrame({column: list(images)})))
 
 
-def _asking(answer: Callable[[Sequence[bytes], bool], Any]) -> Predictor:
-    def predict(pictures: Sequence[bytes], explain: bool) -> list[Prediction]:
+def _checked(call_model: Callable[[Sequence[bytes], bool], Any]) -> Predictor:
+    def predict(images: Sequence[bytes], explain: bool) -> list[Prediction]:
         try:
-            said = answer(pictures, explain)
-        except CatDogError:
-            raise
-        except Exception as failure:  # whatever a stranger's code raises
-            reason = next(iter(str(failure).splitlines()), "")
+            output = call_model(images, explain)
+        except Exception as failure:  # a third-party model may raise anything
             raise ModelFailed(
-                f"the model failed on {len(pictures)} pictures: {type(failure).__name__}: {reason}"
+                f"the model failed on {len(images)} images: {type(failure).__name__}: {first_line(failure)}"
             ) from failure
-        predictions = to_predictions(said)
-        if len(predictions) != len(pictures):
-            raise InvalidData(
-                f"the model answered {len(pictures)} pictures with {len(predictions)} rows: it must give one each"
-            )
-        return predictions
+        return to_predictions(output, len(images))
 
     return predict
 
 
-def to_predictions(output: Any) -> list[Prediction]:
+def to_predictions(output: Any, n: int) -> list[Prediction]:
     """Read what a pyfunc returned.
 
     Args:
-        output: A DataFrame, or a list of dicts, with `label` and `confidence` (0..1) and, if the model knows them,
-            `probabilities` (class name → 0..1), `error`, `in_domain`, `domain_score`, `heatmap` (base64 of a PNG). A row
-            whose `label` is null is a picture that couldn't be read.
+        output: A DataFrame or a list of dicts with `label` and `confidence` (0..1) and, optionally, `probabilities` (class
+            name → 0..1), `error`, `in_domain`, `domain_score`, `heatmap` (an image as base64). A row whose `label` is null
+            stands for an unreadable image.
+        n: Number of images that the model was called with.
 
     Returns:
-        One prediction a row.
+        N predictions, one per row.
 
     Raises:
-        InvalidData: There is no label or no confidence, or a confidence isn't a probability.
+        ModelFailed: There is no label or no confidence, not one row per image, or a value that cannot be read.
     """
     rows: list[Any] = output.to_dict("records") if isinstance(output, pd.DataFrame) else output
     if not isinstance(rows, list) or not all(isinstance(row, Mapping) for row in rows):
-        raise InvalidData(
-            f"the model answered with {type(output).__name__}: it must give a DataFrame with label and confidence"
+        raise ModelFailed(
+            f"the model returned {type(output).__name__}: it must return a DataFrame with the columns label and confidence"
         )
-    columns = list(output.columns) if isinstance(output, pd.DataFrame) else sorted({str(key) for row in rows for key in row})
+    if len(rows) != n:
+        raise ModelFailed(f"the model returned {len(rows)} rows for {n} images: it must return one row per image")
+    columns = {str(key): None for row in rows for key in row}
     if rows and not {"label", "confidence"} <= set(columns):
-        raise InvalidData(f"the model answered with {', '.join(map(str, columns))}: it must give label and confidence")
+        raise ModelFailed(f"the model returned the columns {', '.join(columns)}: it must return label and confidence")
     return [_prediction(number, row) for number, row in enumerate(rows)]
 
 
@@ -93,12 +92,12 @@ def probability_table(predictions: Sequence[Prediction], classes: Sequence[str])
     """The probability of each class.
 
     Args:
-        predictions: N of them. One without probabilities has its confidence for its label; of two classes the other gets the
-            rest, of more they share it evenly, which is the least that can be assumed.
+        predictions: N predictions. One without probabilities gives its label its confidence, and the other classes equal
+            parts of the rest: the least that can be assumed.
         classes: C names.
 
     Returns:
-        (N, C); NaN for a picture that couldn't be read.
+        (N, C); NaN for an unreadable image.
     """
     index = {name: place for place, name in enumerate(classes)}
     table = np.full((len(predictions), len(classes)), math.nan)
@@ -116,37 +115,47 @@ def probability_table(predictions: Sequence[Prediction], classes: Sequence[str])
 
 
 def _prediction(number: int, row: Mapping[str, Any]) -> Prediction:
-    known = {key: value for key, value in row.items() if not _missing(value)}
-    if "label" not in known:
-        return Prediction(error=str(known.get("error", "the model gave no label")))
-    heatmap, in_domain, score = known.get("heatmap"), known.get("in_domain"), known.get("domain_score")
+    given = {key: value for key, value in row.items() if not _missing(value)}
+    if "label" not in given:
+        return Prediction(error=str(given.get("error", "the model returned no label")))
     return Prediction(
-        label=str(known["label"]),
-        confidence=_probability(number, "confidence", known.get("confidence")),
-        probabilities=_probabilities(number, known.get("probabilities", {})),
-        in_domain=None if in_domain is None else bool(in_domain),
-        domain_score=None if score is None else float(score),
-        heatmap=base64.b64decode(heatmap) if heatmap else None,
+        label=str(given["label"]),
+        confidence=_probability(number, "confidence", given.get("confidence")),
+        probabilities=_probabilities(number, given.get("probabilities", {})),
+        in_domain=bool(_number(number, "in_domain", given["in_domain"])) if "in_domain" in given else None,
+        domain_score=_number(number, "domain_score", given["domain_score"]) if "domain_score" in given else None,
+        heatmap=_heatmap(number, given["heatmap"]) if "heatmap" in given else None,
     )
 
 
-def _probabilities(number: int, given: Any) -> dict[str, float]:
-    if not isinstance(given, Mapping):
-        raise InvalidData(
-            f"row {number} has probabilities of type {type(given).__name__}: give class name → share, or leave them out"
+def _probabilities(number: int, value: Any) -> dict[str, float]:
+    if not isinstance(value, Mapping):
+        raise ModelFailed(
+            f"row {number} has probabilities of type {type(value).__name__}: they must be a dict of class name → probability"
         )
-    return {str(name): _probability(number, f"probability of {name}", value) for name, value in given.items()}
+    return {str(name): _probability(number, f"probability of {name}", one) for name, one in value.items()}
 
 
 def _probability(number: int, what: str, value: Any) -> float:
+    probability = _number(number, what, value)
+    if not -_TOLERANCE <= probability <= 1 + _TOLERANCE:  # NaN fails, too
+        raise ModelFailed(f"row {number} has {what} {value!r}: it must be a number from 0 to 1")
+    return min(max(probability, 0.0), 1.0)
+
+
+def _number(number: int, what: str, value: Any) -> float:
     try:
-        share = float(value)
+        return float(value)
     except (TypeError, ValueError):
-        share = math.nan
-    if not -1e-6 <= share <= 1 + 1e-6:  # so that NaN fails, too
-        raise InvalidData(f"row {number} has {what} {value!r}: it must be a number from 0 to 1")
-    return min(max(share, 0.0), 1.0)
+        raise ModelFailed(f"row {number} has {what} {value!r}: it must be a number") from None
+
+
+def _heatmap(number: int, value: Any) -> bytes:
+    try:
+        return base64.b64decode(value, validate=True)
+    except (TypeError, ValueError, binascii.Error):
+        raise ModelFailed(f"row {number} has a heatmap of type {type(value).__name__} that is no base64") from None
 
 
 def _missing(value: Any) -> bool:
-    return value is None or value is pd.NA or (isinstance(value, float) and math.isnan(value))
+    return bool(pd.api.types.is_scalar(value) and pd.isna(value))

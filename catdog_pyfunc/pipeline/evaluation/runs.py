@@ -124,7 +124,7 @@ def log_artifacts(evaluation: Evaluation, predict: Predictor) -> None:
         mlflow.log_figure(chart(evaluation), ARTIFACTS[name], save_kwargs={"dpi": 120})
     worst = gallery(evaluation.mistakes, predict, "The worst mistakes, the most confident first", "There are no mistakes")
     doubtful = gallery(
-        evaluation.least_sure, predict, "The answers that the model is least sure of", "No picture could be read"
+        evaluation.least_confident, predict, "The answers that the model is least sure of", "No picture could be read"
     )
     mlflow.log_image(small_png(worst), ARTIFACTS["worst_mistakes"])
     mlflow.log_image(small_png(doubtful), ARTIFACTS["least_sure"])

@@ -1,6 +1,6 @@
-"""A model in a process of its own, as a program: `python isolated.py FOLDER` loads it, then answers a line with a line.
+"""Runs a model in a process of its own: `python subprocess_worker.py FOLDER` answers each line of input with a line.
 
-It imports nothing of this project, so that the code that travels with the model is what answers, as when it is served.
+Imports nothing of this project, so that the code that travels with the model is what predicts, as when it is served.
 """
 
 from __future__ import annotations
@@ -13,17 +13,17 @@ from collections.abc import Sequence
 from typing import Any
 
 
-def call(model: Any, images: Sequence[bytes], explain: bool = False, column: str = "image") -> Any:
-    """Ask a pyfunc.
+def call(model: Any, images: Sequence[bytes], explain: bool, column: str) -> Any:
+    """Call a pyfunc.
 
     Args:
-        model: As `mlflow.pyfunc.load_model` gives it.
-        images: Files of pictures.
-        explain: Whether heat maps are wanted; left out if the model has no such parameter.
-        column: Where the pictures go, unless the model's signature has exactly one column.
+        model: A model that `mlflow.pyfunc.load_model` returned.
+        images: Contents of image files.
+        explain: Whether to request heat maps; ignored if the model has no such parameter.
+        column: Column of the images, unless the model's signature has exactly one column.
 
     Returns:
-        Whatever the model answers.
+        Whatever the model returns.
     """
     import pandas as pd
 
@@ -36,30 +36,30 @@ def call(model: Any, images: Sequence[bytes], explain: bool = False, column: str
 
 
 def main(folder: str) -> None:
-    """Load the model, say so, and answer until the input ends."""
-    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)  # whatever the model prints must not stand between the answers
-    model: Any = None
+    """Load the model, report that, and answer requests until the input ends."""
+    responses = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)  # keeps what the model prints out of the responses
 
-    def answer(said: dict[str, Any]) -> None:
-        answers.write(json.dumps(said, default=_plain) + "\n")
-        answers.flush()
+    def respond(response: dict[str, Any]) -> None:
+        responses.write(json.dumps(response, default=_plain) + "\n")
+        responses.flush()
 
     try:
         import mlflow
 
-        model = mlflow.pyfunc.load_model(folder)
-        answer({"loaded": True})
+        model: Any = mlflow.pyfunc.load_model(folder)
     except BaseException as failure:
-        answer({"error": _said(failure)})
+        respond({"error": _described(failure)})
         return
+    respond({"loaded": True})
     for line in sys.stdin:
-        asked = json.loads(line)
+        request = json.loads(line)
+        images = [base64.b64decode(image) for image in request["images"]]
         try:
-            output = call(model, [base64.b64decode(image) for image in asked["images"]], asked["explain"])
-            answer({"rows": output.to_dict("records") if hasattr(output, "to_dict") else output})
+            output = call(model, images, request["explain"], request["column"])
+            respond({"output": output.to_dict("records") if hasattr(output, "to_dict") else output})
         except Exception as failure:
-            answer({"error": _said(failure)})
+            respond({"error": _described(failure)})
 
 
 def _plain(value: Any) -> Any:
@@ -68,7 +68,7 @@ def _plain(value: Any) -> Any:
     return value.tolist() if hasattr(value, "tolist") else str(value)
 
 
-def _said(failure: BaseException) -> str:
+def _described(failure: BaseException) -> str:
     lines = [line for line in str(failure).splitlines() if line.strip()]
     return f"{type(failure).__name__}: {lines[0] if lines else ''}"[:500]
 
