@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
@@ -85,7 +84,7 @@ def promote(
         >>> report.failed  # doctest: +SKIP
         ()
     """
-    with contextlib.nullcontext() if mlflow.active_run() else tracking.run():
+    with tracking.active_or_new_run():
         return _promote(promotion, thresholds or Thresholds(), show)
 
 
