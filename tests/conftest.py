@@ -11,6 +11,14 @@ import pytest
 from tests.project import Project, make_project
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the tests that want Docker or Chromium by the folder they lie in."""
+    for item in items:
+        folder = item.path.relative_to(Path(__file__).parent).parts[0]
+        if folder in ("docker", "browser"):
+            item.add_marker(folder)
+
+
 @pytest.fixture(autouse=True)
 def surroundings_restored(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     before = dict(os.environ)
