@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -23,7 +23,7 @@ from catdog_pyfunc.pipeline.registry.gate import GateReport, Thresholds
 from catdog_pyfunc.pipeline.registry.promotion import Promotion, promote
 
 PATIENT = Thresholds(latency_allowed_ms=60_000)
-NAMES = ["it's", "it's 50% \"cats_\""]
+NAMES = ["it's", 'it\'s 50% "cats_"']
 Answer = Callable[[bytes], Prediction]
 
 
@@ -156,8 +156,12 @@ def test_a_refusal_is_recorded_and_leaves_the_alias_alone(
     with pytest.raises(PromotionRefused, match=f"version {version} .* does not get .*; 'production' still points to no"):
         promoted(version)
     promoted(champion)
-    failed = ["predictions"] if failure else ["accuracy", "accuracy vs champion", "log_loss", "calibration_error", "recall_cat"]
-    match = f"does not get 'production': {', '.join(failed)}; models:/{name}@production is still version {champion}. To promote"
+    failed = (
+        ["predictions"] if failure else ["accuracy", "accuracy vs champion", "log_loss", "calibration_error", "recall_cat"]
+    )
+    match = (
+        f"does not get 'production': {', '.join(failed)}; models:/{name}@production is still version {champion}. To promote"
+    )
     with pytest.raises(PromotionRefused, match=match):
         promoted(version)
     assert aliases(store, name) == {"production": champion}
@@ -325,28 +329,6 @@ def test_a_run_is_registered_once_with_metrics_tags_and_links(store: mlflow.Mlfl
     assert expected.items() <= version.tags.items()
 
 
-def test_a_description_of_ones_own_is_cut_to_what_mlflow_stores(store: mlflow.MlflowClient, name: str):
-    mlflow.set_experiment("catdog")
-    with mlflow.start_run() as run:
-        mlflow.pyfunc.log_model(
-            name="model", python_model=str(Path(__file__).with_name("scripted_model.py")), pip_requirements=[]
-        )
-    long = "one line of a long description\n" * 1000
-    description = versions.register(run.info.run_id, name, description=long).description
-    assert 4900 < len(description) <= 5000
-    assert description.endswith("a long description\n\n… the rest is in the run's model_card.md")
-    other = versions.register(run.info.run_id, f"{name} other")
-    assert other.description.startswith("[training](#/experiments/")
-    assert other.tags["author"] == versions.author()
-
-
-def test_what_cannot_be_registered_is_named(store: mlflow.MlflowClient, name: str):
-    with pytest.raises(RegistryError, match=r"run 'nonsense' is not in sqlite:.*: give the id of a training run"):
-        versions.register("nonsense", name)
-    with pytest.raises(RegistryError, match="has logged no model: give the id of a finished training run"):
-        versions.register(store.create_run("0").info.run_id, name)
-
-
 # In processes of their own, with the code of their artifacts:
 
 
@@ -383,7 +365,13 @@ def test_a_model_is_judged_by_its_artifact(
     assert aliases(store, name) == {"production": "1"}
 
 
-@pytest.mark.parametrize("config", [{"rows": "no label"}, {"rows": "too few"}, {"confidence": "high"}])
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"rows": "no label"},
+        *(pytest.param(c, marks=pytest.mark.slow) for c in ({"rows": "too few"}, {"confidence": "high"})),
+    ],
+)
 def test_predictions_that_cannot_be_used_are_a_refusal(
     config: dict[str, str], name: str, log_version: Callable[..., str], promoted: Callable[..., GateReport]
 ):
@@ -393,6 +381,7 @@ def test_predictions_that_cannot_be_used_are_a_refusal(
     assert [entry.action for entry in reconcile.history(name)] == ["refused"]
 
 
+@pytest.mark.slow
 def test_a_model_that_needs_pickle_is_refused_and_can_be_forced(
     store: mlflow.MlflowClient, name: str, log_version: Callable[..., str], promoted: Callable[..., GateReport]
 ):

@@ -64,6 +64,11 @@ class FakeRegistry:
         found = self.versions[str(version)]
         return SimpleNamespace(**{**vars(found), "tags": dict(found.tags)})
 
+    def search_model_versions(self, filter_string: str) -> list[SimpleNamespace]:
+        run_id = filter_string.removeprefix("run_id='").removesuffix("'")
+        found = [version for version in self.versions.values() if version.run_id == run_id]
+        return [SimpleNamespace(name=self.name, **vars(version)) for version in found]
+
     @write
     def set_registered_model_alias(self, name: str, alias: str, version: str) -> None:
         self.get_model_version(name, version)
@@ -123,7 +128,8 @@ class FakeRegistry:
     def create_run(self, experiment_id: str, run_name: str) -> SimpleNamespace:
         run = SimpleNamespace(
             info=SimpleNamespace(run_id=f"log {len(self.runs)}", status="RUNNING", run_name=run_name),
-            data=SimpleNamespace(params={}),
+            data=SimpleNamespace(params={}, tags={}, metrics={}),
+            outputs=None,
         )
         self.runs[run.info.run_id] = run
         return run
@@ -133,7 +139,11 @@ class FakeRegistry:
         self.runs[run_id].info.status = status
 
     def get_run(self, run_id: str) -> SimpleNamespace:
-        return SimpleNamespace(data=SimpleNamespace(params=dict(self.runs[run_id].data.params)))
+        if run_id not in self.runs:
+            raise MlflowException(f"no run {run_id}")
+        run = self.runs[run_id]
+        data = SimpleNamespace(**{**vars(run.data), "params": dict(run.data.params)})
+        return SimpleNamespace(info=run.info, data=data, outputs=run.outputs)
 
     @write
     def log_param(self, run_id: str, key: str, value: str) -> None:

@@ -25,9 +25,7 @@ SECOND = Entry(
     at="2026-02-03T04:05:06+00:00",
     author="bob",
 )
-THIRD = Entry(
-    REFUSED, "production", "3", "2", failed=("accuracy", "log_loss"), at="2026-03-04T05:06:07+00:00", author="cy"
-)
+THIRD = Entry(REFUSED, "production", "3", "2", failed=("accuracy", "log_loss"), at="2026-03-04T05:06:07+00:00", author="cy")
 REMOVED = Entry(FOUND, "production", "", "2", "by other means", at="2026-04-05T06:07:08+00:00", author="unknown")
 
 
@@ -157,7 +155,10 @@ def test_a_description_that_leaves_no_room_is_left_alone(room: int, registry: Fa
     update_version(registry, "2", "production", FIRST, SECOND)
     update_model(registry, FIRST, SECOND)
     assert registry.description.startswith(written)
-    assert registry.description.replace(MARK, "").strip() in (written, f"{written}\n\n## History\n\n- … `mlflow run . -e history` prints all of it")
+    assert registry.description.replace(MARK, "").strip() in (
+        written,
+        f"{written}\n\n## History\n\n- … `mlflow run . -e history` prints all of it",
+    )
     assert registry.versions["2"].description == written
     assert registry.versions["2"].tags["stage"] == "production"
 

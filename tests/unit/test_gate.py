@@ -154,8 +154,18 @@ def test_an_equal_challenger_passes_every_check(judge: Judge):
     [
         (None, Model(mistakes=[("cat", 4), ("dog", 4)]), {}, ["accuracy"]),
         (Model(), Model(mistakes=[("cat", 3), ("dog", 2)]), {**LAX, "min_accuracy": 0.5}, ["accuracy vs champion"]),
-        (Model(mistakes=[("cat", 1)]), Model(mistakes=[("dog", 2)]), {"log_loss_margin": 9, "calibration_margin": 1}, ["recall_dog"]),
-        (Model(mistakes=[("cat", 1)]), Model(mistakes=[("cat", 1)], confidence=0.999), {"calibration_margin": 1}, ["log_loss"]),
+        (
+            Model(mistakes=[("cat", 1)]),
+            Model(mistakes=[("dog", 2)]),
+            {"log_loss_margin": 9, "calibration_margin": 1},
+            ["recall_dog"],
+        ),
+        (
+            Model(mistakes=[("cat", 1)]),
+            Model(mistakes=[("cat", 1)], confidence=0.999),
+            {"calibration_margin": 1},
+            ["log_loss"],
+        ),
         (Model(), Model(confidence=0.6), {"log_loss_margin": 9}, ["calibration_error"]),
         (Model(), Model(call_ms=lambda image: 80.0), {}, ["latency, ms"]),
         (None, Model(call_ms=lambda image: 80.0), {}, ["latency, ms"]),
@@ -290,7 +300,11 @@ def test_a_champion_that_needs_pickle_is_compared(judge: Judge, opened: list[tup
 def test_corrupt_images_are_counted(judge: Judge):
     found = row(judge(Model()), "corrupt images")
     assert found == Check(
-        "corrupt images", "6 of 6 error rows, the readable image's label", "", "6 of 6 error rows, the readable image's label", True
+        "corrupt images",
+        "6 of 6 error rows, the readable image's label",
+        "",
+        "6 of 6 error rows, the readable image's label",
+        True,
     )
     guessed = row(judge(Model(corrupt="guess")), "corrupt images")
     assert guessed.challenger == "0 of 6 error rows, the readable image's label"

@@ -1,4 +1,4 @@
-"""Audit log, reconciliation and rollback on a registry in memory: killed before every write, several writers, other tools."""
+"""Audit log, reconciliation and rollback on a registry in memory: kills before each write, several writers, other tools."""
 
 from __future__ import annotations
 
@@ -51,7 +51,9 @@ def assert_consistent(registry: FakeRegistry) -> None:
     assert registry.description.count("- **") == len(entries)
     active = [found.name for found in registry.experiments.values() if found.lifecycle_stage == "active"]
     assert active == [f"{NAME} history"]
-    assert registry.runs[registry.get_experiment_by_name(f"{NAME} history").tags["catdog.audit_log"]].info.status == "FINISHED"
+    assert (
+        registry.runs[registry.get_experiment_by_name(f"{NAME} history").tags["catdog.audit_log"]].info.status == "FINISHED"
+    )
 
 
 def test_versions_are_promoted_and_rolled_back(registry: FakeRegistry):

@@ -175,7 +175,10 @@ def latency(
             champion = None
     mine, theirs = statistics.median(fastest), statistics.median(champions) if champion else 0.0
     limit = max(allowed_ms, ratio * theirs)
-    return [*notes, Check("latency, ms", f"{mine:.1f}", f"{theirs:.1f}" if champion else "", f"≤ {limit:.1f}", mine <= limit)]
+    return [
+        *notes,
+        Check("latency, ms", f"{mine:.1f}", f"{theirs:.1f}" if champion else "", f"≤ {limit:.1f}", mine <= limit),
+    ]
 
 
 def _call_ms(predict: Predictor, image: bytes) -> float:
