@@ -137,6 +137,10 @@ def subprocess_model(uri: str, *, pickle: bool = False, timeout_s: float = _TIME
         finally:
             process.kill()
             process.wait()
+            for pipe in (process.stdin, process.stdout):
+                assert pipe is not None
+                with contextlib.suppress(BrokenPipeError):  # what it was sent and did not read is lost
+                    pipe.close()
 
 
 def _environment(pickle: bool) -> dict[str, str]:
