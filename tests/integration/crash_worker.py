@@ -1,7 +1,7 @@
 """A program for tests: moves aliases in processes that die by SIGKILL before their nth request that writes.
 
-`python -m tests.integration.crash_worker URI` reads lines from standard input, each a JSON list of jobs, and does the jobs of
-a line at once. It answers each line with the jobs' exit codes. It forks after all imports, so that a job takes milliseconds.
+`python -m tests.integration.crash_worker URI` reads lines from standard input, each a JSON list of jobs, does the jobs of a
+line at once, and answers with their exit codes. It forks after all imports, so that a job takes milliseconds.
 """
 
 from __future__ import annotations

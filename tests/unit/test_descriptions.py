@@ -50,9 +50,8 @@ def update_model(registry: FakeRegistry, *entries: Entry) -> list[str]:
 def test_a_version_says_its_stage_since_when_by_whom_why_and_on_which_metrics(registry: FakeRegistry):
     lines = update_version(registry, "2", "production", FIRST, SECOND, THIRD)
     assert lines == [
-        "> **production** · promoted to production, 2026-02-03 04:05:06 UTC, by bob: more images",
-        ">",
-        "> accuracy 0.9860 (champion 0.9840), log loss 0.0500, calibration error 0.0100; data `d1ge57`",
+        "**production** · promoted to production, 2026-02-03 04:05:06 UTC, by bob: more images",
+        "accuracy 0.9860 (champion 0.9840), log loss 0.0500, calibration error 0.0100; data `d1ge57`",
         "",
         "# card",
         "",
@@ -68,11 +67,11 @@ def test_a_version_says_its_stage_since_when_by_whom_why_and_on_which_metrics(re
 
 def test_a_replaced_version_says_by_which(registry: FakeRegistry):
     assert update_version(registry, "1", "archived", FIRST, SECOND)[0] == (
-        "> **archived** · replaced by version 2, 2026-02-03 04:05:06 UTC, by bob: more images"
+        "**archived** · replaced by version 2, 2026-02-03 04:05:06 UTC, by bob: more images"
     )
     lines = update_version(registry, "2", "archived", FIRST, SECOND, REMOVED)
-    assert lines[0] == "> **archived** · replaced by version none, 2026-04-05 06:07:08 UTC, by unknown: by other means"
-    assert lines[2].startswith("> accuracy 0.9860")
+    assert lines[0] == "**archived** · replaced by version none, 2026-04-05 06:07:08 UTC, by unknown: by other means"
+    assert lines[1].startswith("accuracy 0.9860")
 
 
 def test_a_version_that_was_deleted_has_no_page(registry: FakeRegistry):

@@ -279,7 +279,7 @@ def test_a_challenger_that_fails_on_single_images_is_refused(judge: Judge):
 def test_a_champion_that_fails_is_not_compared(champion: Model, judge: Judge):
     report = judge(Model(), champion)
     assert report.failed == ()
-    assert [check for check in report.checks if check.name == "champion"][0].required == "nothing: not compared"
+    assert row(report, "champion").required == "nothing: not compared"
     assert report.champion is None
     assert row(report, "latency, ms").champion == ""
 

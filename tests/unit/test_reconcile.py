@@ -384,7 +384,7 @@ def test_an_experiment_that_only_has_the_name_of_an_audit_log_is_named(registry:
 def test_versions_are_found_or_named(registry: FakeRegistry):
     assert versions.find_version(NAME, "2").version == "2"
     assert versions.latest_version(NAME) == "4"
-    with pytest.raises(RegistryError, match="'model' has no version '9' in .*: the latest is 4"):
+    with pytest.raises(RegistryError, match=r"'model' has no version '9' in .*: the latest is 4"):
         versions.find_version(NAME, "9")
     with pytest.raises(RegistryError, match="there is no model 'other'"):
         versions.find_version("other", "1")

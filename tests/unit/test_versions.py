@@ -119,7 +119,7 @@ def test_an_alias_that_mlflow_reserves_or_refuses_is_not_allowed(alias: str):
 
 
 def test_the_alias_of_what_a_promotion_replaces_cannot_be_given():
-    with pytest.raises(InvalidSetting, match="^alias 'archived' is set by promotions, on the version they replace"):
+    with pytest.raises(InvalidSetting, match=r"^alias 'archived' is set by promotions, on the version they replace"):
         versions.check_alias("archived")
 
 

@@ -39,7 +39,7 @@ def update_version_page(client: mlflow.MlflowClient, name: str, version: str, st
     for key, value in tags.items():
         if found.tags.get(key, "") != value:
             client.set_model_version_tag(name, version, key, value)
-    marked = [_marked(f"> {line}") for line in _stage_lines(version, stage, last, evaluated)]
+    marked = [_marked(line) for line in _stage_lines(version, stage, last, evaluated)]
     written = _unmarked(found.description)
     description = "\n".join([*marked, "", written]).strip()
     if len(description) > MAX_DESCRIPTION:
@@ -87,7 +87,7 @@ def _stage_lines(version: str, stage: str, last: Entry, evaluated: Entry | None)
     what = f"{last.action} to {last.alias}" if last.version == version else f"replaced by version {last.version or 'none'}"
     lines = [f"**{stage}** · {what}, {_when(last)} UTC, by {last.author}" + (f": {last.reason}" if last.reason else "")]
     if evaluated:
-        lines += ["", f"{_metrics(evaluated)}; data `{evaluated.data_digest}`"]
+        lines.append(f"{_metrics(evaluated)}; data `{evaluated.data_digest}`")
     return lines
 
 
