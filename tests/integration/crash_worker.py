@@ -1,7 +1,7 @@
-"""A program for tests: makes moves in processes that die by SIGKILL before their nth request that writes.
+"""A program for tests: moves aliases in processes that die by SIGKILL before their nth request that writes.
 
-`python -m tests.integration.cut_off` reads a JSON line a job from standard input and answers each with a line. It has
-imported everything before the first, so that a job costs milliseconds and not seconds.
+`python -m tests.integration.crash_worker URI` reads lines from standard input, each a JSON list of jobs, does the jobs of a
+line at once, and answers with their exit codes. It forks after all imports, so that a job takes milliseconds.
 """
 
 from __future__ import annotations
@@ -17,15 +17,16 @@ from typing import Any
 import mlflow
 from mlflow.utils import rest_utils
 
-from catdog_pyfunc.errors import PromotionLost, RegistryError
+from catdog_pyfunc.errors import PromotionLost
 from catdog_pyfunc.pipeline.registry import reconcile
-from catdog_pyfunc.pipeline.registry.audit_log import PROMOTED, Entry, open_audit_log, replay
+from catdog_pyfunc.pipeline.registry.audit_log import PROMOTED, Entry, open_audit_log
+from catdog_pyfunc.pipeline.registry.state import replay
 
-DONE, LOST, NOTHING, BROKEN = 0, 3, 4, 5
+DONE, LOST, FAILED = 0, 3, 5
 
 
 def die_before(number: int) -> None:
-    """Let the process die before its nth request that is no GET."""
+    """Let the process die before its nth request that writes."""
     sent, real = 0, rest_utils.http_request
 
     def counted(host_creds: Any, endpoint: str, method: str, *args: Any, **kwargs: Any) -> Any:
@@ -39,31 +40,29 @@ def die_before(number: int) -> None:
     rest_utils.http_request = counted
 
 
-def promote(name: str, version: str, alias: str, start: float = 0.0) -> None:
-    """Move without a gate; all that do so at once decide on the same trail."""
+def promote(name: str, version: str, alias: str = "production", start: float = 0.0) -> None:
+    """Move an alias without a gate; all that are given the same start decide on the same entries."""
     audit_log = open_audit_log(name)
     seen = reconcile.reconcile(audit_log)
     time.sleep(max(0.0, start - time.time()))
-    reconcile.commit(audit_log, Entry(PROMOTED, alias, version, replay(seen).aliases_by_name.get(alias)), seen)
+    reconcile.commit(audit_log, Entry(PROMOTED, alias, version, replay(seen).aliases.get(alias)), seen)
 
 
-def child(job: dict[str, Any]) -> int:
+def do(job: dict[str, Any]) -> int:
     if "die_before" in job:
         die_before(job["die_before"])
     try:
         if job["do"] == "promote":
-            promote(job["name"], job["version"], job["alias"], job.get("start", 0.0))
-        elif job["do"] == "roll back":
+            promote(job["name"], job["version"], start=job.get("start", 0.0))
+        elif job["do"] == "rollback":
             reconcile.roll_back(job["name"])
         else:
             open_audit_log(job["name"])
     except PromotionLost:
         return LOST
-    except RegistryError:
-        return NOTHING
     except Exception:
         traceback.print_exc()
-        return BROKEN
+        return FAILED
     return DONE
 
 
@@ -74,8 +73,8 @@ def main() -> None:
         for job in json.loads(line):
             pid = os.fork()
             if pid == 0:
-                os.dup2(2, 1)  # what MLflow prints must not stand among the answers
-                os._exit(child(job))
+                os.dup2(2, 1)  # what MLflow prints must not get between the answers
+                os._exit(do(job))
             children.append(pid)
         print(json.dumps([os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in children]), flush=True)
 

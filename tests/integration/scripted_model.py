@@ -1,20 +1,18 @@
-"""A model that answers as `model_config` says: for tests that want a model to be good at this and bad at that."""
+"""A model that predicts what `model_config` says, for tests of the gate in a process of its own."""
 
 from __future__ import annotations
 
 import hashlib
-import time
 from typing import Any
 
 import mlflow
 import pandas as pd
 
 DEFAULTS: dict[str, Any] = {
-    "labels": {},  # SHA-256 of a picture → label; what isn't here is broken
+    "labels": {},  # SHA-256 of an image → label; any other image is corrupt
     "classes": ["cat", "dog"],
     "confidence": 0.9,
-    "broken": "row",  # or "raise", or "guess": what comes of a broken picture
-    "delay_s": 0.0,
+    "rows": "complete",  # or "no label", or "too few"
 }
 
 
@@ -23,20 +21,16 @@ class Scripted(mlflow.pyfunc.PythonModel):
         self.config = {**DEFAULTS, **context.model_config}
 
     def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:
-        time.sleep(self.config["delay_s"])
-        return pd.DataFrame([self.row(image) for image in model_input["image"]])
+        rows = pd.DataFrame([self.row(image) for image in model_input["image"]])
+        if self.config["rows"] == "no label":
+            return rows.drop(columns="label")
+        return rows.iloc[1:] if self.config["rows"] == "too few" else rows
 
     def row(self, image: bytes) -> dict[str, Any]:
         label = self.config["labels"].get(hashlib.sha256(image).hexdigest())
-        if label is None and self.config["broken"] == "raise":
-            raise ValueError("this picture is broken")
-        if label is None and self.config["broken"] == "row":
-            return {"label": None, "confidence": None, "probabilities": None, "error": "this picture is broken"}
-        classes, confidence = self.config["classes"], self.config["confidence"]
-        rest = (1 - confidence) / (len(classes) - 1)
-        label = label or classes[0]
-        probability_table = {name: confidence if name == label else rest for name in classes}
-        return {"label": label, "confidence": confidence, "probabilities": probability_table, "error": None}
+        if label is None:
+            return {"label": None, "confidence": None, "probabilities": None, "error": "this image is corrupt"}
+        return {"label": label, "confidence": self.config["confidence"], "probabilities": None, "error": None}
 
 
 mlflow.models.set_model(Scripted())

@@ -1,4 +1,7 @@
-"""The trail and what follows it, on a real MLflow server: killed at every step, several at once, moved by other means."""
+"""Writers of the audit log that are killed, or write at once, on real MLflow servers with SQLite and PostgreSQL.
+
+The same logic is tested in milliseconds on a registry in memory: tests/unit/test_reconcile.py.
+"""
 
 from __future__ import annotations
 
@@ -9,23 +12,26 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import mlflow
 import pytest
 
-from catdog_pyfunc.errors import InvalidSetting, RegistryError
+from catdog_pyfunc.pipeline.processes import free_port
 from catdog_pyfunc.pipeline.registry import audit_log, reconcile
-from catdog_pyfunc.pipeline.registry.audit_log import PROMOTED, Entry, open_audit_log, replay
-from tests.integration.cut_off import BROKEN, DONE, LOST
-from tests.project import REPOSITORY, free_port, running
+from catdog_pyfunc.pipeline.registry.audit_log import open_audit_log
+from catdog_pyfunc.pipeline.registry.state import replay
+from tests.integration.crash_worker import DONE, FAILED, LOST, promote
+from tests.project import REPOSITORY, running
 
-MOST_STEPS = 40
+pytestmark = pytest.mark.slow
+MAX_STEPS = 40
+Jobs = Callable[..., list[int]]
 
 
 @pytest.fixture(scope="module", params=["sqlite", "postgresql"])
 def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """`mlflow server`; its address."""
+    """The address of `mlflow server`."""
     folder, port = tmp_path_factory.mktemp("server"), free_port()
     store = f"sqlite:///{folder / 'mlflow.db'}"
     if request.param == "postgresql":
@@ -34,41 +40,34 @@ def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
             pytest.skip("CATDOG_POSTGRESQL is not set: it names an empty PostgreSQL database, as an SQLAlchemy URL")
     command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", store, "--workers", "1"]
     command += ["--artifacts-destination", str(folder / "artifacts"), "--host", "127.0.0.1", "--port", str(port)]
-    with running(command, f"http://127.0.0.1:{port}/health", folder / "log", cwd=folder):
+    environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}  # eight more processes that nothing here uses
+    with running(command, f"http://127.0.0.1:{port}/health", folder / "log", cwd=folder, env=environment):
         yield f"http://127.0.0.1:{port}"
 
 
-class Crew:
-    """Processes that make moves, and may die at it."""
-
-    def __init__(self, process: subprocess.Popen[str]) -> None:
-        self._process = process
-
-    def do(self, *jobs: dict[str, object]) -> list[int]:
-        """Do all at once; their exit codes."""
-        assert self._process.stdin
-        assert self._process.stdout
-        self._process.stdin.write(json.dumps(jobs) + "\n")
-        self._process.stdin.flush()
-        codes: list[int] = json.loads(self._process.stdout.readline())
-        assert BROKEN not in codes
-        return codes
-
-
 @pytest.fixture(scope="module")
-def crew(server: str) -> Iterator[Crew]:
-    process = subprocess.Popen(
-        [sys.executable, "-m", "tests.integration.cut_off", server],
+def do_at_once(server: str) -> Iterator[Jobs]:
+    """Run jobs at once, each in a process of its own; their exit codes."""
+    worker = subprocess.Popen(
+        [sys.executable, "-m", "tests.integration.crash_worker", server],
         cwd=REPOSITORY,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
     )
-    try:
-        yield Crew(process)
-    finally:
-        process.kill()
-        process.wait()
+
+    def run(*jobs: dict[str, object]) -> list[int]:
+        assert worker.stdin
+        assert worker.stdout
+        worker.stdin.write(json.dumps(jobs) + "\n")
+        worker.stdin.flush()
+        codes: list[int] = json.loads(worker.stdout.readline())
+        assert FAILED not in codes
+        return codes
+
+    with worker:
+        yield run
+        worker.kill()
 
 
 @pytest.fixture
@@ -80,175 +79,77 @@ def client(server: str) -> Iterator[mlflow.MlflowClient]:
 
 @pytest.fixture
 def name(client: mlflow.MlflowClient) -> str:
-    """A registered model of four versions, never promoted."""
-    return register(client)
+    """A registered model of four versions."""
+    return register(client, 4)
 
 
-def register(client: mlflow.MlflowClient, versions: int = 4) -> str:
+def register(client: mlflow.MlflowClient, versions: int) -> str:
     name = f"model {uuid.uuid4().hex[:8]}"
     client.create_registered_model(name)
     run = client.create_run("0")
     client.update_run(run.info.run_id, status="FINISHED")
     for _ in range(versions):
-        source = f"{run.info.artifact_uri}/model"
-        client.create_model_version(name, source, run.info.run_id, description="# card\n\nwhat it is")
+        client.create_model_version(name, f"{run.info.artifact_uri}/model", run.info.run_id)
     return name
-
-
-def promote(name: str, version: str, alias: str = "production") -> None:
-    entries = open_audit_log(name)
-    seen = reconcile.reconcile(entries)
-    reconcile.commit(entries, Entry(PROMOTED, alias, version, replay(seen).aliases_by_name.get(alias), "it is better"), seen)
 
 
 def aliases(client: mlflow.MlflowClient, name: str) -> dict[str, str]:
     return {alias: str(version) for alias, version in client.get_registered_model(name).aliases.items()}
 
 
-def stages(client: mlflow.MlflowClient, name: str) -> dict[str, str]:
-    numbers = [version.version for version in client.search_model_versions(f"name='{name}'")]
-    found = [client.get_model_version(name, str(number)) for number in numbers]
-    return {str(version.version): version.tags["stage"] for version in found if "stage" in version.tags}
-
-
-def check_whole(client: mlflow.MlflowClient, name: str) -> None:
-    """The trail, the aliases and the tags say the same, and nothing is left to do."""
+def assert_consistent(client: mlflow.MlflowClient, name: str) -> None:
+    """Audit log, aliases and tags agree, and nothing is left to do."""
     entries, done = open_audit_log(name).read()
     state = replay(entries)
     assert done
-    assert aliases(client, name) == state.aliases_by_name
-    assert stages(client, name) == state.stages
-    active = [experiment.name for experiment in client.search_experiments(filter_string=f"name LIKE '{name}%'")]
-    assert active == [f"{name} history"]
-    for experiment in client.search_experiments(filter_string=f"name = '{name} history'"):
-        assert [run.info.status for run in client.search_runs([experiment.experiment_id])] == ["FINISHED"]
+    assert aliases(client, name) == state.aliases
+    assert {number: client.get_model_version(name, number).tags["stage"] for number in state.stages} == state.stages
+    unclaimed = client.search_experiments(filter_string=f"name LIKE '{audit_log._UNCLAIMED}%'")
+    assert unclaimed == []
+    (run,) = client.search_runs([client.get_experiment_by_name(f"{name} history").experiment_id])
+    assert run.info.status == "FINISHED"
 
 
-def test_versions_move_and_come_back(client: mlflow.MlflowClient, name: str):
-    promote(name, "1")
-    promote(name, "2", "staging")
-    assert (aliases(client, name), stages(client, name)) == (
-        {"production": "1", "staging": "2"},
-        {"1": "production", "2": "staging"},
-    )
-    promote(name, "2")
-    assert aliases(client, name) == {"production": "2", "archived": "1"}
-    promote(name, "3")
-    assert stages(client, name) == {"1": "archived", "2": "archived", "3": "production"}
-    assert [reconcile.roll_back(name).version for _ in range(2)] == ["2", "1"]
-    assert (aliases(client, name)["production"], stages(client, name)["3"]) == ("1", "archived")
-    with pytest.raises(RegistryError, match="nothing to go back to: version 1 is the first"):
-        reconcile.roll_back(name)
-    promote(name, "4")
-    assert reconcile.roll_back(name).version == "1"
-    assert [entry.action for entry in reconcile.history(name)].count("rolled back") == 3
-    check_whole(client, name)
-
-
-def test_a_page_says_where_its_version_is_and_keeps_its_card(client: mlflow.MlflowClient, name: str):
-    promote(name, "1")
-    promote(name, "2")
-    descriptions = [client.get_model_version(name, version).description for version in ("1", "2")]
-    assert "**archived** · replaced by version 2" in descriptions[0]
-    assert "**production** · promoted to production" in descriptions[1]
-    assert all(text.endswith("\n\n# card\n\nwhat it is") for text in descriptions)
-
-
-def test_an_alias_that_was_moved_by_other_means_is_noted_and_can_be_rolled_back(client: mlflow.MlflowClient, name: str):
-    promote(name, "1")
-    client.set_registered_model_alias(name, "production", "4")
-    assert [(entry.action, entry.version) for entry in reconcile.history(name)] == [("promoted", "1"), ("found", "4")]
-    assert reconcile.roll_back(name).version == "1"
-    check_whole(client, name)
-
-
-def test_an_alias_that_somebody_removed_stays_away_and_can_be_brought_back(client: mlflow.MlflowClient, name: str):
-    promote(name, "1")
-    promote(name, "2")
-    client.delete_registered_model_alias(name, "production")
-    promote(name, "3", "staging")
-    assert aliases(client, name) == {"staging": "3", "archived": "1"}
-    assert stages(client, name)["2"] == "archived"
-    assert [(entry.action, entry.version) for entry in reconcile.history(name)][2] == ("found", "")
-    assert reconcile.roll_back(name).version == "1"
-    check_whole(client, name)
-
-
-def test_what_stood_in_production_before_the_first_promotion_can_be_rolled_back_to(client: mlflow.MlflowClient, name: str):
-    client.set_registered_model_alias(name, "production", "3")
-    promote(name, "4")
-    assert reconcile.roll_back(name).version == "3"
-    check_whole(client, name)
-
-
-def test_a_roll_back_passes_over_what_was_deleted(client: mlflow.MlflowClient, name: str):
-    for version in ("1", "2", "3"):
-        promote(name, version)
-    client.delete_model_version(name, "2")
-    assert reconcile.roll_back(name).version == "1"
-
-
-@pytest.mark.parametrize("done", ["first", "next", "roll back"])
-def test_a_move_that_was_killed_at_any_step_is_finished_or_was_never_made(
-    done: str, client: mlflow.MlflowClient, crew: Crew, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("move", ["first", "next", "rollback"])
+def test_a_move_killed_before_any_request_is_finished_by_the_next_command_or_was_never_made(
+    move: str, client: mlflow.MlflowClient, do_at_once: Jobs, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(audit_log, "_LEFT_FOR_S", 0.0)  # nobody else is at work here
+    monkeypatch.setattr(audit_log, "_UNCLAIMED_TIMEOUT_S", 0.0)  # no other writer is about to claim it
+    monkeypatch.setattr(reconcile, "_GRACE_S", 0.0)
     outcomes = []
-    for step in range(MOST_STEPS):
-        name = register(client, versions=2)
-        if done != "first":
+    for step in range(MAX_STEPS):
+        name = register(client, 2)
+        if move != "first":
             promote(name, "1")
-            promote(name, "2", "staging")
-            if done == "roll back":
-                promote(name, "2")
-        before = reconcile.history(name) if done != "first" else []
-        job = {"do": "roll back" if done == "roll back" else "promote", "name": name, "version": "2", "alias": "production"}
-        (code,) = crew.do({**job, "die_before": step})
-        at_once = aliases(client, name)
-        after = reconcile.history(name)  # the next command
-        check_whole(client, name)
-        made = len(after) - len(before)
-        assert made in (0, 1)
-        outcomes.append((step, code, at_once, made))
+            promote(name, "2", "staging" if move == "next" else "production")
+        before = len(reconcile.history(name)) if move != "first" else 0
+        do = "rollback" if move == "rollback" else "promote"
+        (code,) = do_at_once({"do": do, "name": name, "version": "2", "die_before": step})
+        outcomes.append(len(reconcile.history(name)) - before)
+        assert_consistent(client, name)
         if code == DONE:
             break
         assert code == -signal.SIGKILL
-    print(f"\n{done}: killed before write n: aliases then; whether the move stands after the next command")
-    for step, code, at_once, made in outcomes:
-        print(f"  {step}: {'not killed' if code == DONE else 'killed'}; {at_once}; {'stands' if made else 'never made'}")
-    assert outcomes[-1][1] == DONE
-    assert {made for _, _, _, made in outcomes} == {0, 1}
+    assert code == DONE
+    assert outcomes == sorted(outcomes)
+    assert set(outcomes) == {0, 1}
 
 
-def test_of_several_promotions_at_once_one_wins_and_the_others_say_so(client: mlflow.MlflowClient, name: str, crew: Crew):
+def test_of_several_promotions_at_once_one_wins_and_the_others_say_so(
+    client: mlflow.MlflowClient, name: str, do_at_once: Jobs
+):
     for turn in range(3):
         start = time.time() + 1.0
-        jobs = [
-            {"do": "promote", "name": name, "version": version, "alias": "production", "start": start}
-            for version in ("1", "2", "3", "4")
-        ]
-        assert sorted(crew.do(*jobs)) == [DONE, LOST, LOST, LOST]
+        jobs = [{"do": "promote", "name": name, "version": version, "start": start} for version in ("1", "2", "3", "4")]
+        assert sorted(do_at_once(*jobs)) == [DONE, LOST, LOST, LOST]
         assert len(reconcile.history(name)) == turn + 1
-        check_whole(client, name)
+        assert_consistent(client, name)
 
 
-def test_a_trail_is_begun_once_however_many_begin_it(client: mlflow.MlflowClient, name: str, crew: Crew):
-    assert crew.do(*[{"do": "open", "name": name}] * 6) == [DONE] * 6
+def test_an_audit_log_that_several_create_at_once_exists_once(
+    client: mlflow.MlflowClient, name: str, do_at_once: Jobs, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(audit_log, "_UNCLAIMED_TIMEOUT_S", 0.0)
+    assert do_at_once(*[{"do": "open", "name": name}] * 6) == [DONE] * 6
     promote(name, "1")
-    check_whole(client, name)
-
-
-def test_a_deleted_trail_is_named_with_the_remedy(client: mlflow.MlflowClient, name: str):
-    promote(name, "1")
-    experiment = client.get_experiment_by_name(f"{name} history").experiment_id
-    client.delete_experiment(experiment)
-    with pytest.raises(RegistryError, match=f"mlflow experiments restore -x {experiment}"):
-        reconcile.history(name)
-    client.restore_experiment(experiment)
-    assert len(reconcile.history(name)) == 1
-
-
-def test_a_reason_too_long_for_the_trail_is_refused_before_anything_moves(client: mlflow.MlflowClient, name: str):
-    with pytest.raises(InvalidSetting, match="be brief"):
-        reconcile.commit(open_audit_log(name), Entry(PROMOTED, "production", "1", None, "why " * 2000), [])
-    assert aliases(client, name) == {}
+    assert_consistent(client, name)

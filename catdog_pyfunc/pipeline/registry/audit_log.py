@@ -1,8 +1,9 @@
-"""The audit trail of a registered model: who moved which alias, when, from where to where, why, with which figures.
+"""The audit log of a registered model: who moved which alias, when, from where to where, why, and on which metrics.
 
-MLflow keeps no history of aliases, and has no compare-and-swap to move one by. What it has, on every store, is a cell that
-can be written once: a run's parameter. So the trail is the parameters `0001`, `0002`, … of one run. Writing a number is the
-move itself: of two that want the same number one gets it, and the other is told. Aliases and tags only follow (`moves.py`).
+MLflow keeps no history of aliases and offers no compare-and-swap to move one. What every MLflow store does offer is a value
+that can be written only once: a run's parameter. So the audit log is the parameters `0001`, `0002`, … of one run. Writing
+the next number *is* the move: of two writers that want the same number, one gets it and the other a `SequenceConflict`.
+Aliases and tags only follow (`reconcile.py`).
 """
 
 from __future__ import annotations
@@ -12,7 +13,6 @@ import json
 import re
 import time
 import uuid
-from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
 
@@ -21,35 +21,39 @@ from mlflow.exceptions import MlflowException
 
 from catdog_pyfunc import internals
 from catdog_pyfunc.errors import InvalidSetting, RegistryError, TrackingError
-from catdog_pyfunc.pipeline.registry.versions import ARCHIVED, PRODUCTION, STAGING, author
+from catdog_pyfunc.pipeline.registry.versions import author
 
 PROMOTED, FORCED, REFUSED, ROLLED_BACK, FOUND = "promoted", "forced", "refused", "rolled back", "found"
 AUDITED_METRICS = ("accuracy", "log_loss", "calibration_error")
-"""What an entry keeps of an evaluation; `run_id` has the rest."""
-_RUN_TAG = "catdog.journal"  # on the experiment: the run whose parameters are the trail
-_LONGEST = 6000  # characters of a parameter in MLflow
+"""The metrics that an entry keeps of an evaluation; the run has the rest."""
+_RUN_TAG = "catdog.audit_log"  # on the experiment: the run whose parameters are the audit log
+_MAX_ENTRY = 6000  # characters that MLflow allows in a parameter
 _DONE = ".done"
-_UNCLAIMED, _LEFT_FOR_S = ", unclaimed ", 600.0
-_NOTE = "Who moved which alias, when, from where to where, why: one parameter of the run here a move. `-e history` shows it."
+_UNCLAIMED = "catdog audit log under construction "
+_UNCLAIMED_TIMEOUT_S = 600.0
+_NOTE = (
+    "Audit log of a registered model: who moved which alias, when, from where to where, why. "
+    "Each parameter of the run below is one entry; `mlflow run . -e history` prints them."
+)
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One line of the trail.
+    """One entry of the audit log.
 
     Attributes:
-        action: "promoted", "forced", "refused", "rolled back", or "found": moved by other means, and noticed later.
-        alias: That was to be moved, or was.
-        version: That it was to point to; "" for none: somebody has removed the alias.
-        previous: That it pointed to; None for none.
-        reason: Given by who did it, or what was noticed.
-        figures: Name → value, such as "accuracy" and "champion accuracy".
-        data_digest: Of the photos that the figures are of.
-        failed: Checks of the gate that were not passed.
-        run_id: The MLflow run that has the whole table.
+        action: "promoted", "forced", "refused", "rolled back", or "found": moved by other means and noticed later.
+        alias: The alias that was moved, or that the refused version asked for.
+        version: The version it was to point to; "" if the alias was removed.
+        previous: The version it pointed to before; None for none.
+        reason: As given by the author.
+        metrics: Name → value, such as "accuracy" and "champion_accuracy".
+        data_digest: Digest of the images that the metrics were measured on.
+        failed: Names of the gate's checks that failed.
+        run_id: The MLflow run that has the whole evidence.
         at: UTC, ISO 8601.
-        author: Who.
-        id: Makes every line another one, so that nobody takes somebody else's for theirs.
+        author: Login name.
+        id: Distinguishes entries that are otherwise equal, so that no writer takes another's entry for its own.
     """
 
     action: str
@@ -71,172 +75,123 @@ class Entry:
         return self.action != REFUSED
 
 
-class SequenceConflict(Exception):  # what was asked is known by now: nothing is wrong
-    """Somebody else has written this number."""
+class SequenceConflict(Exception):
+    """Somebody else has written the next entry first; internal: `commit` and `record` resolve it."""
 
 
 class AuditLog:
-    """The trail of one registered model."""
+    """The audit log of one registered model."""
 
     def __init__(self, name: str, run_id: str) -> None:
-        """Of a model, in the parameters of a run: see `open_journal`."""
+        """Use `open_audit_log` instead.
+
+        Args:
+            name: The registered model.
+            run_id: The run whose parameters are the entries.
+        """
         self.name = name
         self._client = mlflow.MlflowClient()
         self._run_id = run_id
 
     def read(self) -> tuple[list[Entry], bool]:
-        """What stands in the trail.
+        """Read the audit log.
 
         Returns:
-            The entries, oldest first, and whether all aliases and tags have followed the last of them.
+            The entries, oldest first, and whether the registry's aliases and tags have followed the last of them.
         """
         params = self._client.get_run(self._run_id).data.params
-        numbers = sorted(key for key in params if re.fullmatch(r"\d{4,}", key))
-        entries = [_parsed(params[number]) for number in numbers]
-        return entries, not numbers or numbers[-1] + _DONE in params
+        keys = sorted((key for key in params if re.fullmatch(r"\d{4,}", key)), key=int)
+        return [_parse(params[key]) for key in keys], not keys or keys[-1] + _DONE in params
 
-    def append(self, entry: Entry, place: int) -> None:
+    def append(self, entry: Entry, position: int) -> None:
         """Write an entry.
 
         Args:
-            entry: What.
-            place: How many entries there are, as the writer knows.
+            entry: The entry.
+            position: How many entries the audit log has, as far as the writer knows.
 
         Raises:
-            Taken: There are more by now; nothing was written.
-            InvalidSetting: It is too long for a parameter.
+            SequenceConflict: It has more by now; nothing was written.
+            InvalidSetting: The entry is too long for an MLflow parameter.
+            RegistryError: The store refused the entry.
         """
         text = json.dumps(asdict(entry), ensure_ascii=False)
-        if len(text) > _LONGEST:
-            raise InvalidSetting(f"the reason has {len(entry.reason)} characters; MLflow has no room for so many: be brief")
+        if len(text) > _MAX_ENTRY:
+            raise InvalidSetting(
+                f"the reason is too long ({len(entry.reason)} characters): an entry of the audit log has {len(text)} "
+                f"characters with it, and MLflow allows {_MAX_ENTRY}; shorten it"
+            )
         try:
-            self._client.log_param(self._run_id, f"{place + 1:04}", text)
-        except MlflowException as refused:
+            self._client.log_param(self._run_id, f"{position + 1:04}", text)
+        except MlflowException as failure:
             entries, _ = self.read()
-            if len(entries) > place and entries[place] != entry:
+            if len(entries) <= position:
+                raise RegistryError(f"the audit log of {self.name!r} cannot be written ({failure.message})") from None
+            if entries[position] != entry:
                 raise SequenceConflict from None
-            if len(entries) <= place:
-                raise RegistryError(f"the history of {self.name!r} can't be written ({refused.message})") from None
 
     def mark_done(self, count: int) -> None:
-        """Note that aliases and tags have followed the first `count` entries."""
+        """Record that aliases and tags have followed the first `count` entries."""
         if count:
             self._client.log_param(self._run_id, f"{count:04}{_DONE}", "yes")
 
 
 def open_audit_log(name: str) -> AuditLog:
-    """Find a registered model's trail, or begin it.
+    """Open a registered model's audit log; create it if there is none.
 
     Args:
         name: The registered model.
 
     Returns:
-        The trail.
+        The audit log.
 
     Raises:
-        RegistryError: Its experiment was deleted, or is somebody else's.
+        RegistryError: Its experiment was deleted, or an experiment of somebody else's has its name.
+        TrackingError: It cannot be created.
     """
     client = mlflow.MlflowClient()
     title = f"{name} history"
-    experiment = client.get_experiment_by_name(title) or _begin(client, title)
-    _sweep(client, title)
+    experiment = client.get_experiment_by_name(title) or _create(client, title)
+    _delete_unclaimed(client)
     if experiment.lifecycle_stage != "active":
         raise RegistryError(
-            f"the experiment {title!r} was deleted, and with it who moved what: restore it by "
+            f"the experiment {title!r}, which is the audit log of {name!r}, was deleted: restore it by "
             f"mlflow experiments restore -x {experiment.experiment_id}"
         )
     if _RUN_TAG not in experiment.tags:
-        raise RegistryError(f"the experiment {title!r} is no history of a model: rename it")
+        raise RegistryError(f"the experiment {title!r} is not an audit log, but has the name of one: rename it")
     return AuditLog(name, experiment.tags[_RUN_TAG])
 
 
-def _begin(client: mlflow.MlflowClient, title: str) -> mlflow.entities.Experiment:
-    """Make the experiment whole under a name of its own; giving it the right one is one step, and only one can."""
-    experiment, failure = "", ""
+def _create(client: mlflow.MlflowClient, title: str) -> mlflow.entities.Experiment:
+    """Complete the experiment under a temporary name; giving it its title is atomic, and only one writer can."""
+    experiment_id, failure = "", ""
     try:
-        experiment = client.create_experiment(f"{title}{_UNCLAIMED}{uuid.uuid4().hex}")
-        client.set_experiment_tag(experiment, internals.NOTE_TAG, _NOTE)
-        run = client.create_run(experiment, run_name=title)
+        experiment_id = client.create_experiment(_UNCLAIMED + uuid.uuid4().hex)
+        client.set_experiment_tag(experiment_id, internals.NOTE_TAG, _NOTE)
+        run = client.create_run(experiment_id, run_name=title)
         client.update_run(run.info.run_id, status="FINISHED")
-        client.set_experiment_tag(experiment, _RUN_TAG, run.info.run_id)
-        client.rename_experiment(experiment, title)
-    except MlflowException as lost:  # somebody else was faster
-        failure = lost.message
-        if experiment:
+        client.set_experiment_tag(experiment_id, _RUN_TAG, run.info.run_id)
+        client.rename_experiment(experiment_id, title)
+    except MlflowException as refused:  # somebody else was faster
+        failure = refused.message
+        if experiment_id:
             with contextlib.suppress(MlflowException):
-                client.delete_experiment(experiment)
-    begun = client.get_experiment_by_name(title)
-    if begun is None:
-        raise TrackingError(f"the history {title!r} can't be begun in {mlflow.get_tracking_uri()} ({failure})")
-    return begun
+                client.delete_experiment(experiment_id)
+    created = client.get_experiment_by_name(title)
+    if created is None:
+        raise TrackingError(f"the audit log {title!r} cannot be created in {mlflow.get_tracking_uri()} ({failure})")
+    return created
 
 
-def _sweep(client: mlflow.MlflowClient, title: str) -> None:
-    """Delete what a crash has left; not at once, as somebody may be about to claim it."""
-    for left in client.search_experiments(filter_string=f"name LIKE '{title}{_UNCLAIMED}%'"):
-        if time.time() - (left.creation_time or 0) / 1000 > _LEFT_FOR_S:
+def _delete_unclaimed(client: mlflow.MlflowClient) -> None:
+    """Delete what crashed writers left behind; not at once, because another writer may be about to claim it."""
+    for experiment in client.search_experiments(filter_string=f"name LIKE '{_UNCLAIMED}%'"):
+        if time.time() - (experiment.creation_time or 0) / 1000 > _UNCLAIMED_TIMEOUT_S:
             with contextlib.suppress(MlflowException):
-                client.delete_experiment(left.experiment_id)
+                client.delete_experiment(experiment.experiment_id)
 
 
-def _parsed(text: str) -> Entry:
+def _parse(text: str) -> Entry:
     fields = json.loads(text)
     return Entry(**{**fields, "failed": tuple(fields["failed"])})
-
-
-@dataclass
-class RegistryState:
-    """Which version is where, as the trail says.
-
-    Attributes:
-        holders: Alias → version.
-        stages: Version → "production", "staging" or "archived", of every version that was ever in one of them.
-        stacks: Alias → versions, the present one last: what a roll-back takes from.
-    """
-
-    aliases_by_name: dict[str, str] = field(default_factory=dict)
-    stages: dict[str, str] = field(default_factory=dict)
-    alias_history: dict[str, list[str]] = field(default_factory=dict)
-
-
-def replay(entries: Iterable[Entry]) -> RegistryState:
-    """Go through the trail.
-
-    Args:
-        entries: Oldest first.
-
-    Returns:
-        Where that leads.
-    """
-    state = RegistryState()
-    for entry in entries:
-        if entry.moved:
-            _follow(state, entry)
-    return state
-
-
-def _follow(state: RegistryState, entry: Entry) -> None:
-    stack, aliases_by_name = state.alias_history.setdefault(entry.alias, []), state.aliases_by_name
-    if not entry.version:
-        removed = aliases_by_name.pop(entry.alias, None)
-        if removed and removed not in aliases_by_name.values():
-            state.stages[removed] = ARCHIVED
-        return
-    if entry.action == ROLLED_BACK and entry.version in stack:
-        while stack[-1] != entry.version:
-            stack.pop()
-    elif stack[-1:] != [entry.version]:
-        stack.append(entry.version)
-    displaced = aliases_by_name.get(entry.alias)
-    aliases_by_name[entry.alias] = entry.version
-    if entry.alias not in (PRODUCTION, STAGING):
-        return
-    if aliases_by_name.get(PRODUCTION) == aliases_by_name.get(STAGING) == entry.version and entry.alias == PRODUCTION:
-        del aliases_by_name[STAGING]  # a version is in one stage
-    if aliases_by_name.get(ARCHIVED) == entry.version:
-        del aliases_by_name[ARCHIVED]
-    for version in (displaced, entry.version):
-        if version:
-            state.stages[version] = next((a for a in (PRODUCTION, STAGING) if aliases_by_name.get(a) == version), ARCHIVED)
-    if displaced and state.stages[displaced] == ARCHIVED:
-        aliases_by_name[ARCHIVED] = displaced

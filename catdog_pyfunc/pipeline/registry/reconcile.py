@@ -1,8 +1,9 @@
-"""Aliases, tags and descriptions follow the trail: moved, taken back, and finished where the last command was cut off."""
+"""Makes aliases, tags and descriptions follow the audit log, and finishes what a crash has cut off."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 
 import mlflow
 from mlflow.exceptions import MlflowException
@@ -10,59 +11,137 @@ from mlflow.exceptions import MlflowException
 from catdog_pyfunc.errors import PromotionLost, RegistryError, TrackingError
 from catdog_pyfunc.pipeline import tracking
 from catdog_pyfunc.pipeline.console import log
-from catdog_pyfunc.pipeline.registry.audit_log import (
-    FOUND,
-    ROLLED_BACK,
-    AuditLog,
-    Entry,
-    RegistryState,
-    SequenceConflict,
-    open_audit_log,
-    replay,
-)
-from catdog_pyfunc.pipeline.registry.descriptions import show_history, show_version
-from catdog_pyfunc.pipeline.registry.versions import ARCHIVED, PRODUCTION, STAGING, find_model, version_if_there
+from catdog_pyfunc.pipeline.registry.audit_log import FOUND, ROLLED_BACK, AuditLog, Entry, SequenceConflict, open_audit_log
+from catdog_pyfunc.pipeline.registry.descriptions import update_model_page, update_version_page
+from catdog_pyfunc.pipeline.registry.state import RegistryState, replay
+from catdog_pyfunc.pipeline.registry.versions import ARCHIVED, NAME, PRODUCTION, STAGING, find_model, get_version
 
 _ATTEMPTS, _PAUSE_S = 6, 0.1
-_GRACE_S = 0.5  # between two looks at an alias that stands where the trail doesn't say
+_GRACE_S = 0.5  # before a second look at an alias that differs from the audit log
 
 
 def reconcile(audit_log: AuditLog) -> list[Entry]:
-    """Make the registry what the trail says: finish a move that was cut off, note one that was made by other means.
+    """Make the registry match the audit log, and record aliases that were moved by other means.
 
     Args:
-        journal: Of the registered model.
+        audit_log: The audit log of a registered model.
 
     Returns:
-        The entries of the trail.
+        The entries, oldest first.
 
     Raises:
-        TrackingError: The registry can't be written.
+        TrackingError: The registry cannot be written.
     """
     entries, done = audit_log.read()
-    attempts = 0
+    failures = 0
     while not done:
         try:
-            done = _follow(audit_log, entries)
-        except MlflowException as failure:  # of two that set the same tag at once, MLflow's stores fail one
-            attempts += 1
-            if attempts == _ATTEMPTS:
+            done = _apply(audit_log, entries)
+        except MlflowException as failure:  # of two clients that set the same tag at once, MLflow's stores fail one
+            failures += 1
+            if failures == _ATTEMPTS:
                 raise TrackingError(
-                    f"aliases and tags of {audit_log.name!r} don't follow its history ({failure.message}): "
-                    "nothing is lost, the next command goes on from there, such as `-e history`"
+                    f"the aliases and tags of {audit_log.name!r} cannot be brought in line with its audit log "
+                    f"({failure.message}): nothing is lost, the next command (such as `-e history`) tries again"
                 ) from None
-            time.sleep(_PAUSE_S * attempts)
-        if not done:  # or somebody has moved on meanwhile, and this may just have undone it
+            time.sleep(_PAUSE_S * failures)
+        if not done:  # or there is a newer entry, whose effects this may just have undone
             entries, _ = audit_log.read()
-    found = _moved_by_others(audit_log.name, replay(entries))
+    found = _external_move(audit_log.name, replay(entries))
     if not found:
         return entries
-    if _wrote(audit_log, found, entries):
-        log(f"{found.alias} was moved from {found.previous} to {found.version or None} by other means: noted")
+    if _try_append(audit_log, found, entries):
+        log(f"{found.alias} was moved from {found.previous} to {found.version or None} by other means: recorded")
     return reconcile(audit_log)
 
 
-def _wrote(audit_log: AuditLog, entry: Entry, entries: list[Entry]) -> bool:
+def commit(audit_log: AuditLog, entry: Entry, seen: Sequence[Entry]) -> None:
+    """Write a move to the audit log, and let aliases and tags follow.
+
+    Args:
+        audit_log: The audit log of a registered model.
+        entry: The move.
+        seen: The entries on which the move was decided.
+
+    Raises:
+        PromotionLost: Somebody else has moved the alias or the version since then; this move was not made.
+    """
+    while True:
+        entries = reconcile(audit_log)
+        for newer in entries[len(seen) :]:
+            if newer.moved and (newer.alias == entry.alias or newer.version == entry.version):
+                raise PromotionLost(
+                    f"meanwhile {newer.author} moved {newer.alias} to version {newer.version or None} at {newer.at}: "
+                    f"{entry.alias} was not moved to version {entry.version}; see `-e history`, and try again"
+                )
+        if _try_append(audit_log, entry, entries):
+            reconcile(audit_log)
+            return
+
+
+def record(audit_log: AuditLog, entry: Entry) -> None:
+    """Write an entry that moves nothing, such as a refusal."""
+    while not _try_append(audit_log, entry, audit_log.read()[0]):
+        pass
+    reconcile(audit_log)
+
+
+def roll_back(name: str = NAME, alias: str = PRODUCTION, reason: str = "") -> Entry:
+    """Point an alias back to the version it pointed to before; the next rollback goes back one further.
+
+    Args:
+        name: The registered model.
+        alias: The alias to move.
+        reason: Why, for the audit log.
+
+    Returns:
+        The audit log's entry of the move.
+
+    Raises:
+        RegistryError: There is no such model, or no earlier version that still exists.
+        PromotionLost: Somebody else moved the alias at the same moment.
+
+    Example:
+        >>> roll_back(reason="wrong on kittens").version  # doctest: +SKIP
+        '1'
+    """
+    find_model(name)
+    audit_log = open_audit_log(name)
+    seen = reconcile(audit_log)
+    state = replay(seen)
+    *earlier, current = state.alias_history.get(alias, [""])
+    target = next(filter(None, (get_version(name, version) for version in reversed(earlier))), None)
+    if target is None:
+        why = f"version {current} is the first in {alias!r} that still exists" if current else f"{alias!r} was never set"
+        raise RegistryError(f"{name!r} has nothing to roll back to: {why}; nothing was changed")
+    tracking.set_parent_run(target.run_id)
+    previous = state.aliases.get(alias)
+    entry = Entry(ROLLED_BACK, alias, str(target.version), previous, reason, run_id=tracking.active_run_id())
+    commit(audit_log, entry, seen)
+    return entry
+
+
+def history(name: str = NAME) -> list[Entry]:
+    """Read the audit log of a registered model, after finishing what a crash may have cut off.
+
+    Args:
+        name: The registered model.
+
+    Returns:
+        The entries, oldest first.
+
+    Raises:
+        RegistryError: There is no such model.
+
+    Example:
+        >>> [(entry.action, entry.version) for entry in history()]  # doctest: +SKIP
+        [('promoted', '1'), ('refused', '2')]
+    """
+    find_model(name)
+    return reconcile(open_audit_log(name))
+
+
+def _try_append(audit_log: AuditLog, entry: Entry, entries: Sequence[Entry]) -> bool:
     """Write the next entry; False if somebody else did."""
     try:
         audit_log.append(entry, len(entries))
@@ -71,120 +150,41 @@ def _wrote(audit_log: AuditLog, entry: Entry, entries: list[Entry]) -> bool:
     return True
 
 
-def commit(audit_log: AuditLog, entry: Entry, seen: list[Entry]) -> None:
-    """Write a move down, and let aliases and tags follow.
-
-    Args:
-        journal: Of the registered model.
-        entry: The move.
-        seen: The trail on which it was decided.
-
-    Raises:
-        PromotionLost: An alias was moved since then; this move was not made.
-    """
-    while True:
-        entries = reconcile(audit_log)
-        since = [other for other in entries[len(seen) :] if other.moved and _touches(other, entry)]
-        if since:
-            other = since[-1]
-            raise PromotionLost(
-                f"{other.author} moved {other.alias} to version {other.version} at {other.at}, meanwhile: "
-                f"{entry.alias} was not moved to {entry.version}; look at `-e history`, and try again"
-            )
-        if _wrote(audit_log, entry, entries):
-            break
-    reconcile(audit_log)
-
-
-def _touches(other: Entry, entry: Entry) -> bool:
-    return other.alias == entry.alias or other.version == entry.version
-
-
-def record(audit_log: AuditLog, entry: Entry) -> None:
-    """Write down what moves nothing, such as a refusal."""
-    while not _wrote(audit_log, entry, audit_log.read()[0]):
-        pass
-    reconcile(audit_log)
-
-
-def roll_back(name: str, alias: str = PRODUCTION, reason: str = "") -> Entry:
-    """Let an alias point to the version before.
-
-    Args:
-        name: The registered model.
-        alias: Which.
-        reason: Why, for the trail.
-
-    Returns:
-        The move.
-
-    Raises:
-        RegistryError: There is no version before, or none that still exists.
-        PromotionLost: Somebody else moved the alias at the same moment.
-    """
-    find_model(name)
-    audit_log = open_audit_log(name)
-    seen = reconcile(audit_log)
-    state = replay(seen)
-    stack = state.alias_history.get(alias, [])
-    there = {str(version.version): version for version in mlflow.MlflowClient().search_model_versions(f"name='{name}'")}
-    before = [version for version in stack[:-1] if version in there]
-    if not before:
-        now = f"version {stack[-1]} is the first" if stack else "no version was ever"
-        raise RegistryError(f"{name!r} has nothing to go back to: {now} in {alias!r}; nothing was changed")
-    tracking.set_parent_run(there[before[-1]].run_id)
-    entry = Entry(ROLLED_BACK, alias, before[-1], state.aliases_by_name.get(alias), reason, run_id=tracking.active_run_id())
-    commit(audit_log, entry, seen)
-    return entry
-
-
-def _moved_by_others(name: str, state: RegistryState) -> Entry | None:
-    """What alias doesn't stand where the trail says; looked at twice, as a move of ours may be on its way."""
-    for last in (False, True):
-        aliases = {alias: str(version) for alias, version in find_model(name).aliases.items()}
-        watched = {PRODUCTION, STAGING, *state.aliases_by_name} - {ARCHIVED}
-        moved = [alias for alias in sorted(watched) if aliases.get(alias) != state.aliases_by_name.get(alias)]
+def _external_move(name: str, state: RegistryState) -> Entry | None:
+    """First alias that was moved by other means, or None. Looks twice: another client's move may be in flight."""
+    for look in (1, 2):
+        aliases = _aliases(name)
+        watched = {PRODUCTION, STAGING, *state.aliases} - {ARCHIVED}
+        moved = [alias for alias in sorted(watched) if aliases.get(alias) != state.aliases.get(alias)]
         if not moved:
             return None
-        if last:
-            was = state.aliases_by_name.get(moved[0])
-            return Entry(
-                FOUND, moved[0], aliases.get(moved[0], ""), was, "moved by other means, noticed now", author="unknown"
-            )
-        time.sleep(_GRACE_S)
-    return None
+        if look == 1:
+            time.sleep(_GRACE_S)
+    alias, reason = moved[0], "moved by other means, noticed now"
+    return Entry(FOUND, alias, aliases.get(alias, ""), state.aliases.get(alias), reason, author="unknown")
 
 
-def _follow(audit_log: AuditLog, entries: list[Entry]) -> bool:
-    """Every step may be done twice, or by two at once, or be cut off: the next command does them again."""
-    client, state = mlflow.MlflowClient(), replay(entries)
-    aliases = {alias: str(version) for alias, version in find_model(audit_log.name).aliases.items()}
-    for alias, version in state.aliases_by_name.items():
-        if aliases.get(alias) != version and version_if_there(client, audit_log.name, version):
-            client.set_registered_model_alias(audit_log.name, alias, version)
-    for alias in {STAGING, ARCHIVED} - set(state.aliases_by_name):
-        if aliases.get(alias) in state.aliases_by_name.values():  # it has gone on from there
-            client.delete_registered_model_alias(audit_log.name, alias)
+def _apply(audit_log: AuditLog, entries: Sequence[Entry]) -> bool:
+    """Carry the entries over to the registry; False if there is a newer entry.
+
+    Each step may be done twice, by two clients at once, or be cut off: the next command repeats it.
+    """
+    client, name, state = mlflow.MlflowClient(), audit_log.name, replay(entries)
+    aliases = _aliases(name)
+    for alias, version in state.aliases.items():
+        if aliases.get(alias) != version and get_version(name, version):
+            client.set_registered_model_alias(name, alias, version)
+    for alias in {STAGING, ARCHIVED} - set(state.aliases):
+        if aliases.get(alias) in state.aliases.values():  # its version has got another alias instead
+            client.delete_registered_model_alias(name, alias)
     for version, stage in state.stages.items():
-        show_version(client, audit_log.name, version, stage, entries)
-    show_history(client, audit_log.name, entries)
+        update_version_page(client, name, version, stage, entries)
+    update_model_page(client, name, entries)
     if len(audit_log.read()[0]) > len(entries):
         return False
     audit_log.mark_done(len(entries))
     return True
 
 
-def history(name: str) -> list[Entry]:
-    """The trail of a registered model, oldest first; what was cut off is finished before.
-
-    Args:
-        name: The registered model.
-
-    Returns:
-        The entries.
-
-    Raises:
-        RegistryError: No such model.
-    """
-    find_model(name)
-    return reconcile(open_audit_log(name))
+def _aliases(name: str) -> dict[str, str]:
+    return {alias: str(version) for alias, version in find_model(name).aliases.items()}

@@ -1,4 +1,4 @@
-"""The model registry: register a run's model, find versions."""
+"""Registered models and their versions: register a run's model, find versions."""
 
 from __future__ import annotations
 
@@ -16,62 +16,69 @@ from catdog_pyfunc.errors import InvalidSetting, RegistryError
 
 NAME = "CatDogClassifier"
 PRODUCTION, STAGING, ARCHIVED = "production", "staging", "archived"
+MAX_DESCRIPTION = 5000  # characters, from MLflow's schema: SQLite lets more pass, PostgreSQL does not
 _RESERVED = re.compile(r"latest|v\d+", re.IGNORECASE)
-_LONGEST_DESCRIPTION = 5000  # characters, in MLflow's schema; SQLite lets more pass, PostgreSQL doesn't
-_METRIC_TAGS = ("test/accuracy", "test/log_loss")  # few, as each is a line in the list of versions
-_MORE = ("log_loss", "calibration_error", "accepted")  # figures in a version's description
-_RUN_TAGS = ("data.digest", "author")  # of the run, for its version
+_METRIC_TAGS = ("test/accuracy", "test/log_loss")  # few: each takes a line in the list of versions
+_DESCRIBED_METRICS = ("log_loss", "calibration_error", "accepted")
+_RUN_TAGS = ("data.digest", "author")  # copied from the run to its version
 
 
 def register(run_id: str, name: str = NAME, *, description: str | None = None) -> ModelVersion:
-    """Make the model of a run a version of a registered model, with description and tags; once only.
+    """Register the model that a run has logged, with a description and tags.
+
+    Registering the same run's model again changes nothing and returns the version there is.
 
     Args:
-        run_id: Of a training run that logged a model as `model`.
-        name: The registered model; made if it isn't there.
-        description: Of the version; by default the run's figures, and where its card lies.
+        run_id: A training run that has logged a model.
+        name: The registered model; created if it does not exist.
+        description: The version's description; by default the run's test metrics and links to its page and model card.
 
     Returns:
-        The version: the one there is, if this run's model is registered under this name already.
+        The version.
 
     Raises:
-        RegistryError: No such run, or it has logged no model.
+        RegistryError: There is no such run, or it has logged no model.
+
+    Example:
+        >>> version = register("0123456789abcdef0123456789abcdef")  # doctest: +SKIP
+        >>> version.version  # doctest: +SKIP
+        '1'
     """
     client = mlflow.MlflowClient()
     try:
         run = client.get_run(run_id)
     except MlflowException as unknown:
         raise RegistryError(
-            f"run {run_id!r} is not in {mlflow.get_tracking_uri()} ({unknown.message}): give a run's id"
+            f"run {run_id!r} is not in {mlflow.get_tracking_uri()} ({unknown.message}): give the id of a training run"
         ) from None
     if not (run.outputs and run.outputs.model_outputs):
         raise RegistryError(f"run {run_id!r} has logged no model: give the id of a finished training run")
     for version in client.search_model_versions(f"run_id='{run_id}'"):
         if version.name == name:
             return version
-    # By the logged model and not by runs:/…/model, which is the same one, but MLflow warns that it had to look it up.
+    # By the logged model's id: for the equivalent runs:/…/model MLflow warns that it had to look the model up.
     version = mlflow.register_model(f"models:/{run.outputs.model_outputs[-1].model_id}", name)
-    client.update_model_version(name, version.version, description=fitting(description or _description(run)))
+    client.update_model_version(name, version.version, description=_truncate(description or _description(run)))
     if not client.get_registered_model(name).description and run.data.params.get("data.classes"):
-        client.update_registered_model(name, f"Tells {run.data.params['data.classes']} apart on photos.")
+        client.update_registered_model(name, f"Classifies images as one of: {run.data.params['data.classes']}.")
     for key, value in _version_tags(run.data.tags, run.data.metrics).items():
         client.set_model_version_tag(name, version.version, key, value)
     return client.get_model_version(name, version.version)
 
 
 def check_alias(alias: str) -> None:
-    """Refuse an alias that can't be moved to a version.
+    """Check that an alias can be given to a version.
 
     Args:
-        alias: Letters, digits, `_` and `-`; not `latest` or `v<number>`, which MLflow keeps for itself, nor `archived`.
+        alias: Letters, digits, `_` and `-`; not `latest` or `v<number>`, which MLflow reserves, nor `archived`.
 
     Raises:
-        InvalidSetting: It is one of those.
+        InvalidSetting: The alias is not allowed.
     """
     if not re.fullmatch(r"[\w-]+", alias) or _RESERVED.fullmatch(alias):
         raise InvalidSetting(f"alias {alias!r} is not allowed: use letters, digits, _ and -, but not 'latest' or 'v1'")
     if alias == ARCHIVED:
-        raise InvalidSetting(f"alias {alias!r} goes to what a promotion replaces: promote another version instead")
+        raise InvalidSetting(f"alias {alias!r} is set by promotions, on the version they replace: use another alias")
 
 
 def find_model(name: str) -> RegisteredModel:
@@ -81,10 +88,10 @@ def find_model(name: str) -> RegisteredModel:
         name: The registered model.
 
     Returns:
-        It.
+        The registered model.
 
     Raises:
-        RegistryError: There is none of this name.
+        RegistryError: There is no such model.
     """
     try:
         return mlflow.MlflowClient().get_registered_model(name)
@@ -92,10 +99,10 @@ def find_model(name: str) -> RegisteredModel:
         raise RegistryError(f"there is no model {name!r} in {mlflow.get_tracking_uri()}: train or register first") from None
 
 
-def version_if_there(client: mlflow.MlflowClient, name: str, version: str) -> ModelVersion | None:
-    """Get a version of a registered model; None if it was deleted."""
+def get_version(name: str, version: str) -> ModelVersion | None:
+    """Get a version of a registered model, or None if it does not exist (any more)."""
     try:
-        return client.get_model_version(name, version)
+        return mlflow.MlflowClient().get_model_version(name, version)
     except MlflowException:
         return None
 
@@ -111,47 +118,47 @@ def find_version(name: str, version: str) -> ModelVersion:
         The version.
 
     Raises:
-        RegistryError: No such model or version.
+        RegistryError: There is no such model or version.
     """
-    client = mlflow.MlflowClient()
-    try:
-        return client.get_model_version(name, version)
-    except MlflowException:
-        there = sorted((int(v.version) for v in _versions(client, name)), reverse=True)
-        known = f"it has {', '.join(map(str, there[:10]))}" if there else "there is no such model: train or register first"
-        raise RegistryError(f"{name!r} has no version {version!r} in {mlflow.get_tracking_uri()}: {known}") from None
+    found = get_version(name, version)
+    if found is None:
+        latest = latest_version(name)
+        raise RegistryError(f"{name!r} has no version {version!r} in {mlflow.get_tracking_uri()}: the latest is {latest}")
+    return found
 
 
 def latest_version(name: str = NAME) -> str:
-    """The highest version number of a registered model.
+    """Get the highest version number of a registered model.
+
+    Args:
+        name: The registered model.
+
+    Returns:
+        The version's number.
 
     Raises:
-        RegistryError: It has none.
+        RegistryError: There is no such model, or it has no versions.
     """
-    numbers = [int(version.version) for version in _versions(mlflow.MlflowClient(), name)]
+    numbers = [int(version.version) for version in find_model(name).latest_versions]
     if not numbers:
         raise RegistryError(f"{name!r} has no versions in {mlflow.get_tracking_uri()}: train or register first")
     return str(max(numbers))
 
 
 def author() -> str:
-    """Who is at work: the login name, as MLflow takes it for a run's user."""
+    """Get the login name of whoever runs this, as MLflow does for a run's user."""
     try:
         return getpass.getuser()
     except (KeyError, OSError):  # a container's user without a name
         return "unknown"
 
 
-def fitting(text: str, rest: str = "the rest stands in the run's model_card.md") -> str:
-    """Cut a description to what a database column of MLflow's takes, and say where the rest is."""
-    if len(text) <= _LONGEST_DESCRIPTION:
+def _truncate(text: str) -> str:
+    """Cut a description at the end of a line so that it fits into MLflow's database column, and say where the rest is."""
+    if len(text) <= MAX_DESCRIPTION:
         return text
-    end = f"\n\n… {rest}"
-    return text[: _LONGEST_DESCRIPTION - len(end)].rsplit("\n", 1)[0] + end
-
-
-def _versions(client: mlflow.MlflowClient, name: str) -> list[ModelVersion]:
-    return list(client.search_model_versions(f"name='{name}'"))
+    end = "\n\n… the rest is in the run's model_card.md"
+    return text[: MAX_DESCRIPTION - len(end)].rsplit("\n", 1)[0] + end
 
 
 def _version_tags(run_tags: Mapping[str, str], metrics: Mapping[str, float]) -> dict[str, str]:
@@ -161,7 +168,7 @@ def _version_tags(run_tags: Mapping[str, str], metrics: Mapping[str, float]) -> 
 
 
 def _description(run: Run) -> str:
-    """Short, as a version's tags stand below it: figures, and links to where there is more."""
+    """Short, because the version's tags stand below it."""
     page = f"#/experiments/{run.info.experiment_id}/runs/{run.info.run_id}"
     links = f"[training]({page}) · [model card]({page}/artifacts/model_card.md)"
     metrics = run.data.metrics
@@ -169,5 +176,7 @@ def _description(run: Run) -> str:
         return links
     low, high = (metrics.get(f"test/accuracy_{end}", math.nan) for end in ("low", "high"))
     described = [f"test accuracy **{metrics['test/accuracy']:.4f}** ({low:.4f}–{high:.4f})"]
-    described += [f"{name.replace('_', ' ')} {metrics[f'test/{name}']:.4f}" for name in _MORE if f"test/{name}" in metrics]
+    described += [
+        f"{name.replace('_', ' ')} {metrics[f'test/{name}']:.4f}" for name in _DESCRIBED_METRICS if f"test/{name}" in metrics
+    ]
     return f"{', '.join(described)}\n\n{links}"

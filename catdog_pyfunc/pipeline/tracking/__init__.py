@@ -1,4 +1,4 @@
-"""MLflow runs: their end, parameters and inputs, interruption, the experiment page."""
+"""MLflow runs, their interruption, and the experiment page."""
 
 from catdog_pyfunc.pipeline.tracking.runs import (
     active_or_new_run,
