@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from catdog_pyfunc.errors import InvalidImage, first_line
+from catdog_pyfunc.errors import InvalidImage, InvalidSetting, first_line
 from catdog_pyfunc.images import FORMATS
 
 Pixels = npt.NDArray[np.uint8]
@@ -56,12 +56,19 @@ class Preprocess:
         resize: What the shorter side is brought to before the centre square is cut, pixels; at least `size`.
         mean: Per channel (R, G, B), of values in 0..1; applied inside the network's graph.
         std: Likewise.
+        interpolation: Resampling filter, by Pillow's name in lower case: "bilinear", "bicubic", "nearest", …
     """
 
     size: int = 224
     resize: int = 256
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    interpolation: str = "bilinear"
+
+    def __post_init__(self) -> None:
+        names = [filter_.name.lower() for filter_ in Image.Resampling]
+        if self.interpolation not in names:
+            raise InvalidSetting(f"interpolation is {self.interpolation!r}; give one of {', '.join(names)}")
 
     def to_dict(self) -> dict[str, Any]:
         """The fields, ready for JSON."""
@@ -70,7 +77,8 @@ class Preprocess:
     @classmethod
     def from_dict(cls, fields: dict[str, Any]) -> Preprocess:
         """The reverse of `to_dict`."""
-        return cls(int(fields["size"]), int(fields["resize"]), tuple(fields["mean"]), tuple(fields["std"]))
+        size, resize, interpolation = int(fields["size"]), int(fields["resize"]), str(fields["interpolation"])
+        return cls(size, resize, tuple(fields["mean"]), tuple(fields["std"]), interpolation)
 
 
 def decode(image: bytes, limits: Limits, least_side: int | None = None) -> Image.Image:
@@ -117,7 +125,7 @@ def preprocess(image: bytes, spec: Preprocess, limits: Limits = DEFAULT_LIMITS) 
 
     Args:
         image: The file's bytes.
-        spec: Size and crop, as stored with the weights.
+        spec: Size, crop and resampling filter, as stored with the weights.
         limits: Largest file and picture.
 
     Returns:
@@ -131,7 +139,8 @@ def preprocess(image: bytes, spec: Preprocess, limits: Limits = DEFAULT_LIMITS) 
     # Resizing and cutting in one step: only the square that is kept is ever computed.
     side = min(width, height) * spec.size / spec.resize
     box = ((width - side) / 2, (height - side) / 2, (width + side) / 2, (height + side) / 2)
-    return np.asarray(picture.resize((spec.size, spec.size), Image.Resampling.BILINEAR, box=box))
+    resampling = Image.Resampling[spec.interpolation.upper()]
+    return np.asarray(picture.resize((spec.size, spec.size), resampling, box=box))
 
 
 def _decoded(picture: Image.Image, least_side: int | None) -> Image.Image:

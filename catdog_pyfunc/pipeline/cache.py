@@ -1,4 +1,4 @@
-"""Where downloads, drawn samples and embeddings are kept between runs."""
+"""The folder that keeps downloads, the synthetic sample, embeddings and checkpoints between runs."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def cache_dir() -> Path:
-    """The project's folder in the user's cache: `$XDG_CACHE_HOME/catdog-pyfunc`, by default `~/.cache/catdog-pyfunc`."""
+    """Return `$XDG_CACHE_HOME/catdog-pyfunc` (by default `~/.cache/catdog-pyfunc`), created if missing."""
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     folder = Path(base) / "catdog-pyfunc"
     folder.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""What a person reads on a terminal or in a log: messages, progress, tables."""
+"""Console output: messages, progress, tables."""
 
 from __future__ import annotations
 
@@ -10,34 +10,34 @@ from typing import TypeVar
 from tqdm import tqdm
 
 Item = TypeVar("Item")
-_LINE_EVERY_S = 10.0
+_LOG_INTERVAL_S = 10.0
 
 
 def log(message: str) -> None:
-    """Print a line about what is going on, at once, to standard error."""
+    """Print a line to standard error, unbuffered."""
     print(message, file=sys.stderr, flush=True)
 
 
 def progress(items: Iterable[Item], title: str, total: int) -> Iterator[Item]:
-    """Show how far a loop has come.
+    """Show the progress of a loop: a bar on a terminal, a line every ten seconds and at the end in a log.
 
     Args:
-        items: What is looped over.
-        title: What the loop does.
-        total: How many items there are.
+        items: The items to loop over.
+        title: A few words for what the loop does.
+        total: Number of items.
 
     Yields:
         The items.
     """
     if sys.stderr.isatty():
-        yield from tqdm(items, desc=title, total=total, leave=True)
+        yield from tqdm(items, desc=title, total=total)
         return
-    started = shown = time.monotonic()
+    started = logged = time.monotonic()
     for done, item in enumerate(items, start=1):
         yield item
         now = time.monotonic()
-        if done == total or now - shown >= _LINE_EVERY_S:
-            shown = now
+        if done == total or now - logged >= _LOG_INTERVAL_S:
+            logged = now
             log(f"{title}: {done}/{total} ({now - started:.0f} s)")
 
 
@@ -49,6 +49,6 @@ def text_table(rows: Sequence[Sequence[str]]) -> str:
 
 
 def markdown_table(rows: Sequence[Sequence[str]]) -> str:
-    """Render rows of cells as a Markdown table; the first row is its head."""
-    head, *body = rows
-    return "".join(f"| {' | '.join(row)} |\n" for row in (head, ["---"] * len(head), *body))
+    """Render rows of cells as a Markdown table; the first row is its header."""
+    header, *body = rows
+    return "".join(f"| {' | '.join(row)} |\n" for row in (header, ["---"] * len(header), *body))

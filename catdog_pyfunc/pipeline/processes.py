@@ -1,4 +1,4 @@
-"""Ports and signals of the processes that this project starts or is."""
+"""Ports and signals of this project's processes."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ import signal
 import socket
 import threading
 from collections.abc import Iterator
+from types import FrameType
 
 
 def free_port() -> int:
-    """A TCP port of 127.0.0.1 that nothing listens on."""
+    """Find a TCP port of 127.0.0.1 that nothing listens on."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
@@ -18,12 +19,24 @@ def free_port() -> int:
 
 @contextlib.contextmanager
 def sigterm_as_interrupt() -> Iterator[None]:
-    """Within the block SIGTERM raises `KeyboardInterrupt`, as Ctrl-C does; only in the main thread, as no other gets signals."""
+    """Raise `KeyboardInterrupt` on SIGTERM as on Ctrl-C, within the block and in the main thread only.
+
+    Every signal raises, so that a second one ends a clean-up that hangs. One exception: a single SIGTERM after a Ctrl-C is
+    ignored, because `mlflow run` sends it to an entry point that has had the Ctrl-C from the terminal.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    received: list[int] = []
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        received.append(number)
+        if received != [signal.SIGINT, signal.SIGTERM]:
+            raise KeyboardInterrupt
+
+    before = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,1 +1,1 @@
-"""Datasets: class folders, splits by digest, corrupt files, the synthetic sample, MLflow data sources."""
+"""Datasets: class folders, splits by digest, corrupt images, the synthetic sample, MLflow data sources."""

@@ -1,4 +1,4 @@
-"""What `data=` may name: a folder, `sample`, or `oxford-iiit-pet`."""
+"""Datasets by name: a folder, `sample`, or `oxford-iiit-pet`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from catdog_pyfunc import internals
-from catdog_pyfunc.errors import InvalidData
+from catdog_pyfunc.errors import InvalidData, first_line
 from catdog_pyfunc.pipeline.cache import cache_dir
 from catdog_pyfunc.pipeline.data import synthetic
 from catdog_pyfunc.pipeline.data.dataset import Dataset, assemble, read_folder
@@ -15,36 +15,36 @@ SAMPLE, PETS = "sample", "oxford-iiit-pet"
 
 
 def load_dataset(data: str, split: str | None = None) -> Dataset:
-    """Find and list a data set.
+    """List the images of a dataset; none is decoded yet.
 
     Args:
-        data: A folder, "sample" (drawn, needs nothing) or "oxford-iiit-pet" (downloaded once by torchvision, 800 MB).
-        split: For measuring, the only split ("all": any) that must hold pictures; None: all must, for training.
+        data: A folder, "sample" (synthetic, no download) or "oxford-iiit-pet" (downloaded once by torchvision, 800 MB).
+        split: For evaluation, the one split that must have images ("all": any split); None for training, which needs all.
 
     Returns:
-        The data set; its `source` names it so that it can be opened again, a folder by its absolute path.
+        The dataset. Its `source` opens it again: a folder's is the absolute path.
 
     Raises:
-        InvalidData: It isn't there, can't be downloaded, or can't be trained or measured on.
+        InvalidData: The dataset is missing, cannot be downloaded, or has too few classes or images.
     """
     if data == SAMPLE:
         return replace(read_folder(synthetic.make(cache_dir() / "sample")), source=SAMPLE)
     if data == PETS:
-        return open_pets(cache_dir())
+        return load_pets(cache_dir())
     return read_folder(Path(data).expanduser().resolve(), split)
 
 
-def open_pets(root: Path) -> Dataset:
-    """Cats and dogs of the Oxford-IIIT Pet data set (Parkhi et al., "Cats and Dogs", CVPR 2012), by torchvision's own class.
+def load_pets(root: Path) -> Dataset:
+    """List the Oxford-IIIT Pet dataset (Parkhi et al., "Cats and Dogs", CVPR 2012), with torchvision's own class.
 
     Args:
-        root: Holds `oxford-iiit-pet/`, or gets it by a download.
+        root: Folder that contains `oxford-iiit-pet/`, or that it is downloaded to.
 
     Returns:
-        The data set with classes cat and dog: its "test" as it is, "val" taken out of its "trainval" by content digest.
+        The dataset with classes cat and dog: test is the original "test", val is taken out of "trainval" by digest.
 
     Raises:
-        InvalidData: It isn't there and can't be downloaded.
+        InvalidData: The dataset is missing and cannot be downloaded.
     """
     from torchvision.datasets import OxfordIIITPet
 
@@ -52,9 +52,9 @@ def open_pets(root: Path) -> Dataset:
     for split, torchvision_split in (("train", "trainval"), ("test", "test")):
         try:
             pets = OxfordIIITPet(str(root), split=torchvision_split, target_types="binary-category", download=True)
-        except (OSError, RuntimeError) as unavailable:
+        except (OSError, RuntimeError) as error:
             raise InvalidData(
-                f"{PETS} can't be downloaded to {root} ({unavailable}): check the network, put the data set there, "
+                f"cannot download {PETS} to {root} ({first_line(error)}): check the network, put the dataset there, "
                 "or give a folder or 'sample'"
             ) from None
         labelled[split] = internals.oxford_pets(pets)

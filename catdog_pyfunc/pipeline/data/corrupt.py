@@ -1,4 +1,4 @@
-"""Pictures that can't be decoded, found before anything learns from them or is measured on them."""
+"""Images that cannot be decoded, found before anything is trained or evaluated on them."""
 
 from __future__ import annotations
 
@@ -10,27 +10,40 @@ from catdog_pyfunc.cpu import available_cores
 from catdog_pyfunc.errors import InvalidImage
 from catdog_pyfunc.pipeline.console import progress
 from catdog_pyfunc.pipeline.data.dataset import Example
-from catdog_pyfunc.preprocessing import Preprocess, preprocess
+from catdog_pyfunc.preprocessing import Pixels, Preprocess, preprocess
+
+
+def read_image(example: Example, spec: Preprocess) -> Pixels | str:
+    """Read and preprocess one image.
+
+    Args:
+        example: The image's file.
+        spec: How to preprocess it.
+
+    Returns:
+        (size, size, 3) uint8, or what is wrong with the file.
+    """
+    try:
+        return preprocess(example.path.read_bytes(), spec)
+    except (InvalidImage, OSError) as error:
+        return str(error)
 
 
 def find_corrupt(examples: Sequence[Example], spec: Preprocess) -> dict[Path, str]:
-    """Decode every picture once, for data that isn't embedded first.
+    """Decode every image once, for data that is not embedded first.
 
     Args:
-        examples: The pictures.
-        spec: How they will be prepared.
+        examples: The images.
+        spec: How they will be preprocessed.
 
     Returns:
-        File → what is wrong with it.
+        Corrupt file → what is wrong with it.
     """
-
-    def reason(example: Example) -> str | None:
-        try:
-            preprocess(example.path.read_bytes(), spec)
-        except (InvalidImage, OSError) as wrong:
-            return str(wrong)
-        return None
-
     with ThreadPoolExecutor(available_cores()) as pool:
-        reasons = list(progress(pool.map(reason, examples), "checking pictures", len(examples)))
-    return {example.path: wrong for example, wrong in zip(examples, reasons, strict=True) if wrong}
+        checked = pool.map(lambda example: _error(read_image(example, spec)), examples)
+        errors = list(progress(checked, "checking images", len(examples)))
+    return {example.path: error for example, error in zip(examples, errors, strict=True) if error is not None}
+
+
+def _error(outcome: Pixels | str) -> str | None:
+    return outcome if isinstance(outcome, str) else None

@@ -1,11 +1,11 @@
-"""Class folders → a data set: listed, split by content digest; broken, empty, leaking and unreadable parts are named."""
+"""Class folders → a dataset: listed, split by content digest, with whatever had to be left out named."""
 
 from __future__ import annotations
 
 import hashlib
 import os
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,19 +14,20 @@ from catdog_pyfunc.cpu import available_cores
 from catdog_pyfunc.errors import InvalidData
 
 SPLITS = ("train", "val", "test")
-ALL = "all"  # every split at once, for measuring
+ALL = "all"  # all splits together, for evaluation
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"})
-_VAL_SHARE, _TEST_SHARE = 0.15, 0.15
+_VAL_FRACTION, _TEST_FRACTION = 0.15, 0.15
+_MAX_PROBLEMS = 10  # in a message
 
 
 @dataclass(frozen=True)
 class Example:
-    """One picture of a data set.
+    """One labelled image.
 
     Attributes:
-        path: Its file.
+        path: The image file.
         label: Index of its class in `Dataset.classes`.
-        digest: SHA-256 of the file, hex.
+        digest: SHA-256 of the file, in hex.
     """
 
     path: Path
@@ -36,143 +37,154 @@ class Example:
 
 @dataclass(frozen=True)
 class Dataset:
-    """Labelled pictures on three splits.
+    """Labelled images in three splits.
 
     Attributes:
-        source: What was asked for: a folder or a name.
-        classes: Class names, sorted: their order is that of the logits.
-        splits: "train", "val", "test" → pictures.
-        problems: What was left out and why, a sentence each.
+        source: What opens the dataset again: a folder or a name.
+        classes: Class names in sorted order, which is the order of the logits.
+        splits: "train", "val", "test" → images.
+        problems: What was left out and why, one sentence each.
     """
 
     source: str
     classes: tuple[str, ...]
-    splits: dict[str, tuple[Example, ...]]
+    splits: Mapping[str, tuple[Example, ...]]
     problems: tuple[str, ...] = ()
 
     def examples(self, split: str) -> tuple[Example, ...]:
-        """The pictures of a split, or of all."""
-        return tuple(example for one in (SPLITS if split == ALL else (split,)) for example in self.splits[one])
+        """The images of a split, or of "all"."""
+        return tuple(example for name in _names(split) for example in self.splits[name])
 
     def counts(self, split: str) -> dict[str, int]:
-        """Class name → number of pictures on a split, or on all."""
+        """Class name → number of images in a split, or in "all"."""
         counter = Counter(example.label for example in self.examples(split))
         return {name: counter[index] for index, name in enumerate(self.classes)}
 
     def digest(self, *splits: str) -> str:
-        """Name the content of some splits (all, if none is given): 16 hex digits, equal for equal pictures and labels."""
+        """16 hex digits over the content of some splits (by default all): equal for equal images and labels."""
         lines = (
-            f"{split} {self.classes[example.label]} {example.digest}\n"
-            for split in (SPLITS if ALL in (splits or (ALL,)) else splits)
-            for example in sorted(self.splits[split], key=lambda example: (example.label, example.digest))
+            f"{name} {self.classes[example.label]} {example.digest}\n"
+            for split in splits or (ALL,)
+            for name in _names(split)
+            for example in sorted(self.splits[name], key=lambda example: (example.label, example.digest))
         )
         return hashlib.sha256("".join(lines).encode()).hexdigest()[:16]
 
-    def drop(self, broken: dict[Path, str], split: str | None = None) -> Dataset:
-        """Leave broken pictures out.
+    def drop(self, corrupt: Mapping[Path, str], split: str | None = None) -> Dataset:
+        """Leave out corrupt images.
 
         Args:
-            broken: File → what is wrong with it.
+            corrupt: File → what is wrong with it.
             split: As for `read_folder`.
 
         Returns:
-            The rest, with the broken ones among its problems.
+            The rest, with the corrupt images among its problems.
 
         Raises:
-            InvalidData: Nothing is left to learn from, or to measure on.
+            InvalidData: Too few classes or images are left.
         """
-        if not broken:
+        if not corrupt:
             return self
-        splits = {split: tuple(e for e in examples if e.path not in broken) for split, examples in self.splits.items()}
-        named = tuple(f"{path}: {reason}" for path, reason in sorted(broken.items()))
-        return _checked(replace(self, splits=splits, problems=self.problems + named), split)
+        splits = {
+            name: tuple(example for example in examples if example.path not in corrupt)
+            for name, examples in self.splits.items()
+        }
+        problems = tuple(f"{path}: {reason}" for path, reason in sorted(corrupt.items()))
+        return _checked(replace(self, splits=splits, problems=self.problems + problems), split)
+
+
+def _names(split: str) -> tuple[str, ...]:
+    return SPLITS if split == ALL else (split,)
 
 
 def read_folder(folder: Path, split: str | None = None) -> Dataset:
-    """List a folder of photos.
+    """List a folder of images.
 
     Args:
-        folder: Either `train`, `val`, `test` with class sub-folders, or class sub-folders alone. A split that isn't there is
-            taken out of train by content digest: the same file is always on the same split.
-        split: For measuring, the only split ("all": any) that must hold pictures; None, for training: all, of two classes.
+        folder: Contains either `train`, `val` and `test` with class sub-folders, or class sub-folders only. A missing split
+            is taken out of train by content digest, 15 % for val and for test: the same file is always in the same split.
+        split: For evaluation, the one split that must have images ("all": any split); None for training, which needs images
+            in all splits and two classes.
 
     Returns:
-        The data set; what had to be left out stands in its `problems`.
+        The dataset; its `problems` say what was left out.
 
     Raises:
-        InvalidData: No such folder, fewer than two classes, or nothing to learn from or to measure on.
+        InvalidData: The folder does not exist, or has too few classes or images.
     """
     if not folder.is_dir():
         raise InvalidData(
             f"data folder {folder} {'is not a folder' if folder.exists() else 'does not exist'}: give a folder "
-            "with one sub-folder a class, or 'sample', or 'oxford-iiit-pet'"
+            "with one sub-folder per class, or 'sample', or 'oxford-iiit-pet'"
         )
     problems: list[str] = []
-    found = {one: _list_classes(root, problems) for one, root in split_folders(folder).items()}
-    labelled = {one: [(path, name) for name, paths in classes.items() for path in paths] for one, classes in found.items()}
-    return assemble(str(folder), labelled, {name for classes in found.values() for name in classes}, problems, split)
+    found = {name: _list_classes(root, problems) for name, root in split_folders(folder).items()}
+    labelled = {
+        name: [(path, label) for label, paths in classes.items() for path in paths] for name, classes in found.items()
+    }
+    return assemble(str(folder), labelled, {label for classes in found.values() for label in classes}, problems, split)
 
 
 def split_folders(folder: Path) -> dict[str, Path]:
-    """Side → the folder of its class folders; one that holds class folders alone is train's."""
-    there = {entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith(".")}
+    """Split → the folder with its class folders; a folder with class folders only is train."""
+    entries = {entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith(".")}
     # Without train, `val` and `test` are splits only if there is nothing else: a class may be called "test".
-    named = bool(there) and ("train" in there or there <= set(SPLITS))
-    return {split: folder / split for split in SPLITS if split in there} if named else {"train": folder}
+    named = bool(entries) and ("train" in entries or entries <= set(SPLITS))
+    return {split: folder / split for split in SPLITS if split in entries} if named else {"train": folder}
 
 
 def assemble(
     source: str,
-    labelled: dict[str, list[tuple[Path, str]]],
-    names: Iterable[str],
+    labelled: Mapping[str, Sequence[tuple[Path, str]]],
+    class_names: Iterable[str],
     problems: Sequence[str] = (),
     split: str | None = None,
 ) -> Dataset:
-    """Make a data set of labelled files: digests, missing splits, duplicates across splits.
+    """Build a dataset from labelled files: compute digests, fill missing splits, remove duplicates across splits.
 
     Args:
-        source: What to call the data set.
-        labelled: Side → (file, class name); what is missing is taken out of "train", if that is there.
-        names: Every class that was found, also empty ones.
-        problems: What is wrong already.
+        source: What opens the dataset again.
+        labelled: Split → (file, class name) pairs; a missing split is taken out of train.
+        class_names: Every class that was found, including empty ones.
+        problems: Problems that are known already.
         split: As for `read_folder`.
 
     Returns:
-        The data set.
+        The dataset.
 
     Raises:
-        InvalidData: Fewer than two classes, or nothing to learn from or to measure on.
+        InvalidData: There are too few classes or images.
     """
-    named = list(problems)
+    found = list(problems)
     filled = {name for files in labelled.values() for _, name in files}
-    named += [f"class {name!r} has no pictures: left out" for name in sorted(set(names) - filled)]
+    found += [f"class {name!r} has no images: left out" for name in sorted(set(class_names) - filled)]
     classes = tuple(sorted(filled))
     index = {name: label for label, name in enumerate(classes)}
-    splits = {one: _digest_all(files, index, named) for one, files in labelled.items()}
-    missing = [one for one in SPLITS if one not in splits]
+    splits = {name: _digest_all(files, index, found) for name, files in labelled.items()}
+    missing = [name for name in SPLITS if name not in splits]
     if missing:
-        splits = {**splits, **_take_out(splits.get("train", []), missing)}
-    splits = _without_leaks(splits, classes, named)
-    return _checked(Dataset(source, classes, {one: tuple(splits[one]) for one in SPLITS}, tuple(named)), split)
+        splits |= _fill_splits(splits.get("train", []), missing)
+    splits = _without_leaks(splits, classes, found)
+    return _checked(Dataset(source, classes, {name: tuple(splits[name]) for name in SPLITS}, tuple(found)), split)
 
 
 def _checked(dataset: Dataset, split: str | None) -> Dataset:
-    about = "".join(f"\n  {problem}" for problem in dataset.problems[:10])
+    problems = "".join(f"\n  {problem}" for problem in dataset.problems[:_MAX_PROBLEMS])
     if not any(dataset.splits.values()):
-        raise InvalidData(f"{dataset.source} holds no readable pictures ({', '.join(sorted(SUFFIXES))}){about}")
+        raise InvalidData(f"{dataset.source} has no readable images ({', '.join(sorted(SUFFIXES))}){problems}")
     if split is not None:
         if not dataset.examples(split):
-            raise InvalidData(f"{dataset.source} has no pictures in {split!r}: give another split, or {ALL!r}{about}")
+            raise InvalidData(f"{dataset.source} has no images in {split!r}: give another split, or {ALL!r}{problems}")
         return dataset
-    in_train = [name for name, count in dataset.counts("train").items() if count]
-    if len(in_train) < 2:
+    trained = [name for name, count in dataset.counts("train").items() if count]
+    if len(trained) < 2:
         raise InvalidData(
-            f"{dataset.source} has training pictures of {len(in_train)} class ({', '.join(in_train)}); "
-            f"at least 2 classes are needed, one sub-folder each{about}"
+            f"{dataset.source} has training images of {len(trained)} class ({', '.join(trained)}); "
+            f"at least 2 classes are needed, one sub-folder each{problems}"
         )
-    for one in ("val", "test"):
-        if not dataset.splits[one]:
-            raise InvalidData(f"{dataset.source} has nothing in {one!r}: add pictures, {one} gets 15 % of them{about}")
+    for name in ("val", "test"):
+        if not dataset.splits[name]:
+            raise InvalidData(f"{dataset.source} has no images in {name!r}: add some, {name} gets 15 % of them{problems}")
     return dataset
 
 
@@ -180,33 +192,33 @@ def _list_classes(root: Path, problems: list[str]) -> dict[str, list[Path]]:
     classes: dict[str, list[Path]] = {}
     for entry in sorted(root.iterdir()):
         if entry.is_dir() and not entry.name.startswith("."):
-            classes[entry.name] = _list_pictures(entry, problems)
+            classes[entry.name] = _list_images(entry, problems)
     return classes
 
 
-def _list_pictures(folder: Path, problems: list[str]) -> list[Path]:
-    def unreadable(error: OSError) -> None:
-        problems.append(f"{error.filename}: can't be read ({error.strerror}): left out")
+def _list_images(folder: Path, problems: list[str]) -> list[Path]:
+    def on_error(error: OSError) -> None:
+        problems.append(f"{error.filename}: cannot be read ({error.strerror}): left out")
 
-    pictures = []
-    for parent, folders, files in os.walk(folder, onerror=unreadable):
+    images = []
+    for parent, folders, files in os.walk(folder, onerror=on_error):
         folders.sort()
         for name in sorted(files):
             path = Path(parent, name)
             if path.suffix.lower() in SUFFIXES:
-                pictures.append(path)
+                images.append(path)
             elif not name.startswith("."):
-                problems.append(f"{path}: {path.suffix or 'no suffix'} is not a picture's suffix: left out")
-    return pictures
+                problems.append(f"{path}: {path.suffix or 'no suffix'} is not an image suffix: left out")
+    return images
 
 
-def _digest_all(files: Sequence[tuple[Path, str]], index: dict[str, int], problems: list[str]) -> list[Example]:
+def _digest_all(files: Sequence[tuple[Path, str]], index: Mapping[str, int], problems: list[str]) -> list[Example]:
     with ThreadPoolExecutor(available_cores()) as pool:
         digests = list(pool.map(lambda file: _digest(file[0]), files))
     examples = []
     for (path, name), digest in zip(files, digests, strict=True):
         if isinstance(digest, OSError):
-            problems.append(f"{path}: can't be read ({digest.strerror}): left out")
+            problems.append(f"{path}: cannot be read ({digest.strerror}): left out")
         else:
             examples.append(Example(path, index[name], digest))
     return examples
@@ -215,18 +227,18 @@ def _digest_all(files: Sequence[tuple[Path, str]], index: dict[str, int], proble
 def _digest(path: Path) -> str | OSError:
     try:
         return hashlib.sha256(path.read_bytes()).hexdigest()
-    except OSError as unreadable:
-        return unreadable
+    except OSError as error:
+        return error
 
 
-def _take_out(train: Sequence[Example], missing: Sequence[str]) -> dict[str, list[Example]]:
-    """Take the missing splits out of train, each picture by its digest alone: adding files moves none of the others."""
+def _fill_splits(train: Sequence[Example], missing: Sequence[str]) -> dict[str, list[Example]]:
+    """Take the missing splits out of train. Each image goes by its own digest, so that adding files moves no other."""
     splits: dict[str, list[Example]] = {"train": [], **{split: [] for split in missing}}
     for example in train:
-        place = int(example.digest[:13], 16) / 16**13  # uniform in 0..1, the same for the same content
-        if "test" in missing and place < _TEST_SHARE:
+        position = int(example.digest[:13], 16) / 16**13  # uniform in [0, 1)
+        if "test" in missing and position < _TEST_FRACTION:
             splits["test"].append(example)
-        elif "val" in missing and place >= 1 - _VAL_SHARE:
+        elif "val" in missing and position >= 1 - _VAL_FRACTION:
             splits["val"].append(example)
         else:
             splits["train"].append(example)
@@ -234,26 +246,25 @@ def _take_out(train: Sequence[Example], missing: Sequence[str]) -> dict[str, lis
 
 
 def _without_leaks(
-    splits: dict[str, list[Example]], classes: Sequence[str], problems: list[str]
+    splits: Mapping[str, Sequence[Example]], classes: Sequence[str], problems: list[str]
 ) -> dict[str, list[Example]]:
-    """Keep a picture that is on two splits only on the one that measures: test before val before train."""
-    aliases_by_name: dict[str, set[str]] = defaultdict(set)
+    """Keep an image that is in several splits only in the last of train, val, test; report labels that contradict."""
+    owners: dict[str, str] = {}
     labels: dict[str, set[int]] = defaultdict(set)
-    for split, examples in splits.items():
-        for example in examples:
-            aliases_by_name[example.digest].add(split)
+    for split in (name for name in SPLITS if name in splits):
+        for example in splits[split]:
+            owners[example.digest] = split
             labels[example.digest].add(example.label)
-    kept: dict[str, list[Example]] = {}
+    kept: dict[str, list[Example]] = {split: [] for split in splits}
     for split, examples in splits.items():
-        kept[split] = []
         for example in examples:
-            owner = max(aliases_by_name[example.digest], key=SPLITS.index)
+            owner = owners[example.digest]
             if owner == split:
                 kept[split].append(example)
             else:
-                problems.append(f"{example.path}: the same picture is in {owner!r} too: left out of {split!r}")
+                problems.append(f"{example.path}: the same image is in {owner!r} too: left out of {split!r}")
     for digest, several in labels.items():
         if len(several) > 1:
             names = ", ".join(classes[label] for label in sorted(several))
-            problems.append(f"picture {digest[:12]} stands in several classes ({names}): one of them is wrong")
+            problems.append(f"image {digest[:12]} is in several classes ({names}): all but one of them are wrong")
     return kept

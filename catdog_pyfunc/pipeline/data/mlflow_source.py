@@ -1,4 +1,4 @@
-"""Where a run's pictures came from, as MLflow stores it: enough to have the same ones again, or hear that they changed."""
+"""The MLflow data source of an image folder: opens a run's images again, or says that they have changed."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ SOURCE_TYPE = "image_folder"
 
 @dataclass(frozen=True)
 class ImageFolderSource(DatasetSource):
-    """One split of a data set of pictures.
+    """One split of an image dataset.
 
     Attributes:
         data: A folder, "sample" or "oxford-iiit-pet".
         split: "train", "val", "test" or "all".
-        digest: Names the content; see `Dataset.digest`.
+        digest: Digest of the split's content; see `Dataset.digest`.
     """
 
     data: str
@@ -35,33 +35,33 @@ class ImageFolderSource(DatasetSource):
     digest: str
 
     def load(self) -> Dataset:
-        """Open the data set again.
+        """Open the dataset again.
 
         Returns:
-            The data set, whose `split` holds the very pictures that the run had; what the run left out as broken, too.
+            The dataset, whose `split` has exactly the run's images, without those that the run left out as corrupt.
 
         Raises:
-            InvalidData: It is gone, or holds other pictures by now.
+            InvalidData: The dataset is gone, or its images have changed.
         """
         listed = catalog.load_dataset(self.data, self.split)
         if listed.digest(self.split) == self.digest:
             return listed
-        # Training leaves broken pictures out, which shows only in decoding.
+        # The run may have left out corrupt images, which are found only by decoding.
         dataset = listed.drop(find_corrupt(listed.examples(self.split), Preprocess()), self.split)
         if dataset.digest(self.split) != self.digest:
             raise InvalidData(
-                f"{self.data} has other pictures in {self.split!r} than the run had: digest {listed.digest(self.split)}, not "
+                f"{self.data} has other images in {self.split!r} than the run had: digest {listed.digest(self.split)}, not "
                 f"{self.digest}; restore the folder, or train or evaluate again"
             )
         return dataset
 
     def to_dict(self) -> dict[str, Any]:
-        """The fields, ready for JSON."""
+        """Convert to what JSON can hold."""
         return asdict(self)
 
     @classmethod
     def from_dict(cls, source_dict: dict[Any, Any]) -> ImageFolderSource:
-        """The reverse of `to_dict`."""
+        """Convert back from `to_dict`."""
         return cls(str(source_dict["data"]), str(source_dict["split"]), str(source_dict["digest"]))
 
     @staticmethod
@@ -70,13 +70,13 @@ class ImageFolderSource(DatasetSource):
 
     @staticmethod
     def _can_resolve(raw_source: Any) -> bool:
-        """Only a local folder of two classes at least: MLflow asks of every source that anybody gives."""
+        """Accept only a local folder with two classes: MLflow asks about every source that anybody passes in."""
         if not isinstance(raw_source, (str, Path)):
             return False
         try:
             folder = Path(raw_source)
             return folder.is_dir() and any(_has_classes(root) for root in split_folders(folder).values())
-        except (OSError, ValueError):  # no path at all, or one that may not be read
+        except (OSError, ValueError):  # not a path, or not readable
             return False
 
     @classmethod
@@ -86,19 +86,19 @@ class ImageFolderSource(DatasetSource):
 
 
 def source_of(run: Run, context: str = "testing") -> ImageFolderSource | None:
-    """Which pictures a run had, from the run alone and without the plugin.
+    """Find the images of a run from what MLflow has stored; works without the plugin.
 
     Args:
-        run: Of this project's training or evaluation.
-        context: "training", "validation", "testing", or "evaluation" for all splits at once.
+        run: A training or evaluation run of this project.
+        context: "training", "validation", "testing", or "evaluation" for all splits together.
 
     Returns:
-        Where they came from; None if the run has no such input.
+        The source of the images; None if the run has no such input.
     """
-    for given in run.inputs.dataset_inputs if run.inputs else ():
-        contexts = {tag.value for tag in given.tags if tag.key == internals.DATASET_CONTEXT_TAG}
-        if context in contexts and given.dataset.source_type == SOURCE_TYPE:
-            return ImageFolderSource.from_dict(json.loads(given.dataset.source))
+    for entry in run.inputs.dataset_inputs if run.inputs else ():
+        contexts = {tag.value for tag in entry.tags if tag.key == internals.DATASET_CONTEXT_TAG}
+        if context in contexts and entry.dataset.source_type == SOURCE_TYPE:
+            return ImageFolderSource.from_dict(json.loads(entry.dataset.source))
     return None
 
 

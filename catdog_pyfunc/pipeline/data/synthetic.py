@@ -1,7 +1,7 @@
-"""The drawn sample set: cats and dogs from a seeded generator, so that a first run needs no download.
+"""The synthetic sample dataset: cats and dogs drawn by a seeded generator, so that a first run needs no download.
 
-Pose, size, colour, fur, background, lighting and occlusion are drawn from the same distributions for both classes. What
-tells them apart is what tells the animals apart: ears, muzzle, eyes, whiskers, tail.
+Pose, size, colour, fur, background, lighting and occlusion have the same distributions for both classes. They differ only
+where the animals differ: ears, muzzle, eyes, whiskers, tail.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ Colour = tuple[int, int, int]
 Point = tuple[float, float]
 
 CLASSES = ("cat", "dog")
-SIDE = 160  # of the finished picture, pixels
-_CANVAS = 2 * SIDE  # drawn at twice the size and reduced: smooth edges
-_VERSION = 1  # part of every seed and of the folder's name: raise it when the drawing changes
+SIZE = 160  # side of an image in pixels
+_CANVAS = 2 * SIZE  # drawn at twice the size and reduced, for smooth edges
+_VERSION = 1  # part of every seed and of the folder's name: increase it when the drawing changes
 _SPLIT_SEEDS = {"train": 0, "val": 1, "test": 2}
 _FURS: Sequence[Colour] = (
     (226, 168, 96), (120, 84, 58), (60, 56, 58), (236, 228, 214), (160, 160, 168), (196, 130, 70), (92, 66, 48),
@@ -35,13 +35,13 @@ _IRISES: Sequence[Colour] = ((120, 170, 60), (200, 150, 40), (70, 130, 190), (96
 
 
 class _Pose:
-    """Maps the animal's own coordinates (head centre at 0, head radius 1, y down) to canvas pixels."""
+    """Maps the animal's coordinates (head centred at 0 with radius 1, y down) to canvas pixels."""
 
     def __init__(self, rng: np.random.Generator) -> None:
         self.scale = _CANVAS * rng.uniform(0.18, 0.26)
         self.angle = rng.uniform(-0.35, 0.35)
         self.mirror = -1.0 if rng.random() < 0.5 else 1.0
-        self.turn = rng.uniform(-0.25, 0.25)  # how far the face looks aside, in head radii
+        self.turn = rng.uniform(-0.25, 0.25)  # sideways offset of the face, in head radii
         self.centre = (_CANVAS * rng.uniform(0.34, 0.66), _CANVAS * rng.uniform(0.32, 0.5))
 
     def at(self, x: float, y: float) -> Point:
@@ -87,7 +87,7 @@ def _background(rng: np.random.Generator) -> Image.Image:
             draw.ellipse((x - size, y - size / 2, x + size, y + size / 2), fill=colour)
         elif kind == 1:
             draw.rectangle((x, y, x + size, y + size * rng.uniform(0.3, 2)), fill=colour)
-        elif kind == 2:  # corners as sharp as a cat's ear: a triangle alone must not give the class away
+        elif kind == 2:  # corners as sharp as a cat's ear, so that a triangle does not reveal the class
             draw.polygon([(x, y), (x + size, y), (x + size / 2, y - size * rng.uniform(0.6, 1.4))], fill=colour)
         else:
             draw.line((x, y, *rng.uniform(0, _CANVAS, 2)), fill=colour, width=int(rng.integers(3, 22)))
@@ -95,7 +95,7 @@ def _background(rng: np.random.Generator) -> Image.Image:
 
 
 def _fur_marks(rng: np.random.Generator, pose: _Pose, draw: ImageDraw.ImageDraw, fur: Colour) -> None:
-    """Plain, spotted, patched or striped: as often on a dog as on a cat."""
+    """Plain, spotted, patched or striped, with the same probabilities for both classes."""
     mark = _shade(fur, rng.choice([0.6, 0.75, 1.3]))
     kind = rng.integers(0, 4)
     if kind == 1:
@@ -155,7 +155,7 @@ def _dog(rng: np.random.Generator, pose: _Pose, draw: ImageDraw.ImageDraw, fur: 
     _body(rng, pose, draw, fur, tail=0.3)
     ear = _shade(fur, rng.choice([0.6, 0.75, 0.9]))
     length, tilt = rng.uniform(0.55, 0.8), rng.uniform(0.1, 0.5)
-    pricked = rng.random() < 0.15  # rounded and upright, as a terrier's
+    pricked = rng.random() < 0.15  # rounded and upright, like a terrier's
     if pricked:
         for side in (-1, 1):
             draw.polygon(pose.ellipse(side * 0.68, -0.85, 0.27, 0.5, side * 0.3), fill=ear)
@@ -174,7 +174,7 @@ def _dog(rng: np.random.Generator, pose: _Pose, draw: ImageDraw.ImageDraw, fur: 
 
 
 def _occlude(rng: np.random.Generator, canvas: Image.Image) -> None:
-    """A branch, a fence post or a leaf in front, across a sixth of the picture at most."""
+    """A branch, a fence post or a leaf in front, over a sixth of the image at most."""
     draw = ImageDraw.Draw(canvas)
     x, y = rng.uniform(0.2, 0.8, 2) * _CANVAS
     if rng.random() < 0.5:
@@ -187,19 +187,19 @@ def _occlude(rng: np.random.Generator, canvas: Image.Image) -> None:
 
 
 def _light(rng: np.random.Generator, canvas: Image.Image) -> Image.Image:
-    """Light from one side, a tint, exposure, contrast, a little blur and sensor noise."""
+    """Light from one direction, a tint, exposure, contrast, a little blur and sensor noise."""
     turn = rng.uniform(0, 2 * math.pi)
-    axis = np.linspace(-0.5, 0.5, SIDE, dtype=np.float32)
+    axis = np.linspace(-0.5, 0.5, SIZE, dtype=np.float32)
     fall = axis[None, :] * math.cos(turn) + axis[:, None] * math.sin(turn)
     tint = rng.uniform(0.88, 1.0, 3)
     shade = 255 * (0.8 + rng.uniform(0, 0.5) * fall)[..., None] * tint
-    picture = canvas.resize((SIDE, SIDE), Image.Resampling.BOX)
-    picture = ImageChops.multiply(picture, Image.fromarray(np.clip(shade, 0, 255).astype(np.uint8)))
-    picture = ImageEnhance.Brightness(picture).enhance(rng.uniform(0.75, 1.4))
-    picture = ImageEnhance.Contrast(picture).enhance(rng.uniform(0.75, 1.25))
-    picture = picture.filter(ImageFilter.BoxBlur(rng.uniform(0, 0.7)))
-    noise = rng.normal(0, rng.uniform(1, 6), (SIDE, SIDE, 3))
-    return Image.fromarray(np.clip(np.asarray(picture) + noise, 0, 255).astype(np.uint8))
+    image = canvas.resize((SIZE, SIZE), Image.Resampling.BOX)
+    image = ImageChops.multiply(image, Image.fromarray(np.clip(shade, 0, 255).astype(np.uint8)))
+    image = ImageEnhance.Brightness(image).enhance(rng.uniform(0.75, 1.4))
+    image = ImageEnhance.Contrast(image).enhance(rng.uniform(0.75, 1.25))
+    image = image.filter(ImageFilter.BoxBlur(rng.uniform(0, 0.7)))
+    noise = rng.normal(0, rng.uniform(1, 6), (SIZE, SIZE, 3))
+    return Image.fromarray(np.clip(np.asarray(image) + noise, 0, 255).astype(np.uint8))
 
 
 def draw(label: str, rng: np.random.Generator) -> bytes:
@@ -207,7 +207,7 @@ def draw(label: str, rng: np.random.Generator) -> bytes:
 
     Args:
         label: "cat" or "dog".
-        rng: Where every choice comes from; the same state gives the same bytes (with the same Pillow).
+        rng: Source of every random choice; the same state gives the same bytes with the same version of Pillow.
 
     Returns:
         A JPEG of 160x160 pixels.
@@ -225,31 +225,31 @@ def draw(label: str, rng: np.random.Generator) -> bytes:
 
 
 def make(folder: Path, per_class: dict[str, int] | None = None) -> Path:
-    """Draw the sample set, unless it is there already.
+    """Draw the sample dataset, unless it exists already.
 
     Args:
-        folder: Where to: a sub-folder is made, named by content, with `train`, `val` and `test` in it.
-        per_class: Side → pictures a class; by default 600, 100 and 200.
+        folder: Parent folder. The dataset is a sub-folder named by version and counts, with `train`, `val` and `test` in it.
+        per_class: Split → images per class; by default 600, 100 and 200.
 
     Returns:
         The sub-folder.
     """
     counts = per_class or {"train": 600, "val": 100, "test": 200}
-    made = folder / f"v{_VERSION}-{'-'.join(str(counts[side]) for side in _SPLIT_SEEDS)}"
-    if made.is_dir():
-        return made
+    target = folder / f"v{_VERSION}-{'-'.join(str(counts[split]) for split in _SPLIT_SEEDS)}"
+    if target.is_dir():
+        return target
     folder.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(prefix=".sample-", dir=folder))
     try:
-        jobs = [(side, label, k) for side in _SPLIT_SEEDS for label in CLASSES for k in range(counts[side])]
-        for side, label, k in progress(jobs, "drawing the sample", len(jobs)):
-            file = scratch / side / label / f"{label}-{k:04d}.jpg"
+        jobs = [(split, label, k) for split in _SPLIT_SEEDS for label in CLASSES for k in range(counts[split])]
+        for split, label, k in progress(jobs, "drawing the sample", len(jobs)):
+            file = scratch / split / label / f"{label}-{k:04d}.jpg"
             file.parent.mkdir(parents=True, exist_ok=True)
-            rng = np.random.default_rng([_VERSION, _SPLIT_SEEDS[side], CLASSES.index(label), k])
+            rng = np.random.default_rng([_VERSION, _SPLIT_SEEDS[split], CLASSES.index(label), k])
             file.write_bytes(draw(label, rng))
         scratch.chmod(0o755)
-        with contextlib.suppress(OSError):  # another process may have drawn the same meanwhile: the same pictures
-            scratch.rename(made)
+        with contextlib.suppress(OSError):  # another process has drawn the same images in the meantime
+            scratch.rename(target)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
-    return made
+    return target

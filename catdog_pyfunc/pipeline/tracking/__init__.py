@@ -1,6 +1,7 @@
-"""MLflow runs: their end, parameters and inputs, interruption, the experiment page."""
+"""MLflow runs, their interruption, and the experiment page."""
 
 from catdog_pyfunc.pipeline.tracking.runs import (
+    active_or_new_run,
     active_run_id,
     environment_params,
     log_dataset,
@@ -12,6 +13,7 @@ from catdog_pyfunc.pipeline.tracking.runs import (
 )
 
 __all__ = [
+    "active_or_new_run",
     "active_run_id",
     "environment_params",
     "log_dataset",

@@ -1,7 +1,7 @@
-"""The last word on an interrupted run: `python -m catdog_pyfunc.pipeline.tracking.interrupted RUN_ID PARENT_PID`.
+"""Marks a run KILLED after `mlflow run` has ended: `python -m catdog_pyfunc.pipeline.tracking.interrupted RUN_ID PID`.
 
-When `mlflow run` is interrupted it waits for the entry point to end, and then marks the run FAILED, also one that has ended
-as KILLED: MLflow 3.17 compares the status, a string, with a set of numbers (`RunStatus.is_terminated`). So this outlives it.
+When `mlflow run` is interrupted, it waits for the entry point and then marks the run FAILED even if it has ended as KILLED:
+`RunStatus.is_terminated` of MLflow 3.17 compares a status name with a set of numbers. This process outlives it.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ _TIMEOUT_S = 60.0
 
 
 def mark_killed(run_id: str) -> None:
-    """Start a process that marks the run KILLED once this process's parent has ended."""
+    """Start a process that marks the run KILLED once this process's parent, `mlflow run`, has ended."""
     command = [sys.executable, "-m", "catdog_pyfunc.pipeline.tracking.interrupted", run_id, str(os.getppid())]
-    quiet = subprocess.DEVNULL
-    subprocess.Popen(command, stdin=quiet, stdout=quiet, stderr=quiet, start_new_session=True)
+    null = subprocess.DEVNULL
+    subprocess.Popen(command, stdin=null, stdout=null, stderr=null, start_new_session=True)
 
 
 def main(run_id: str, parent: int) -> None:
-    """Wait for the parent to end, but a minute at most; mark the run."""
+    """Wait up to a minute for the parent process to end, then mark the run."""
     import mlflow
 
     deadline = time.monotonic() + _TIMEOUT_S

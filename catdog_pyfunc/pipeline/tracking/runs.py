@@ -1,4 +1,4 @@
-"""What a run leaves in MLflow: its end, parameters, data sets and system facts."""
+"""MLflow runs: how they start and end, their names, parameters and datasets."""
 
 from __future__ import annotations
 
@@ -6,16 +6,12 @@ import contextlib
 import json
 import os
 import platform
-import re
-import signal
-import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import mlflow
-from mlflow.data.dataset import Dataset as TrackedDataset
+from mlflow.data.dataset import Dataset as MlflowDataset
 from mlflow.entities import RunStatus
 from mlflow.exceptions import MlflowException
 
@@ -24,72 +20,94 @@ from catdog_pyfunc.cpu import available_cores
 from catdog_pyfunc.errors import TrackingError, first_line
 from catdog_pyfunc.pipeline.data.dataset import ALL, Dataset
 from catdog_pyfunc.pipeline.data.mlflow_source import ImageFolderSource
+from catdog_pyfunc.pipeline.processes import sigterm_as_interrupt
 from catdog_pyfunc.pipeline.tracking import interrupted
 
 EXPERIMENT = "catdog"
-_MADE_UP = re.compile(r"[a-z]+-[a-z]+-\d+")  # "brawny-carp-123": MLflow's names for runs without one
 _CONTEXTS = {"train": "training", "val": "validation", "test": "testing", ALL: "evaluation"}
 
 
 @contextlib.contextmanager
 def run(name: str | None = None) -> Iterator[mlflow.ActiveRun]:
-    """Be in a run that ends as what happened: FINISHED, FAILED, or KILLED on Ctrl-C and SIGTERM; never left RUNNING.
+    """Start a run that always ends: as FINISHED, FAILED, or KILLED on Ctrl-C and SIGTERM.
+
+    Under `mlflow run` this is the run that MLflow has created. Otherwise it belongs to the experiment in
+    `MLFLOW_EXPERIMENT_NAME` or `MLFLOW_EXPERIMENT_ID`, by default "catdog".
 
     Args:
-        name: The run's name, unless `mlflow run --run-name` gave one; None for one that MLflow makes up.
+        name: Name of the run, unless `mlflow run --run-name` gave one; None for a name that MLflow generates.
 
     Yields:
-        The run.
+        The active run.
 
     Raises:
-        TrackingError: The tracking store can't be reached or written.
+        TrackingError: The tracking store cannot be reached or written.
     """
-    under_mlflow_run = "MLFLOW_RUN_ID" in os.environ  # MLflow takes it out of the environment when it starts the run
-    with _terminated_as_interrupted():
-        try:
-            if not under_mlflow_run and "MLFLOW_EXPERIMENT_ID" not in os.environ:
-                mlflow.set_experiment(os.environ.get("MLFLOW_EXPERIMENT_NAME", EXPERIMENT))
-            active = mlflow.start_run(run_name=name, log_system_metrics=False)
-        except (MlflowException, OSError) as unreachable:
-            raise TrackingError(
-                f"the tracking store {mlflow.get_tracking_uri()} can't be used ({first_line(unreachable)}): "
-                "check MLFLOW_TRACKING_URI and that you may write there"
-            ) from None
+    under_mlflow_run = "MLFLOW_RUN_ID" in os.environ  # MLflow removes it from the environment when the run starts
+    with sigterm_as_interrupt():
+        active = _start(name, under_mlflow_run)
         try:
             if name:
                 name_run(name)
             yield active
         except KeyboardInterrupt:
-            mlflow.end_run(RunStatus.to_string(RunStatus.KILLED))
-            if under_mlflow_run:
+            if under_mlflow_run:  # first, as a second signal may cut off what follows
                 interrupted.mark_killed(active.info.run_id)
+            mlflow.end_run(RunStatus.to_string(RunStatus.KILLED))
             raise
         except BaseException as failure:
-            with contextlib.suppress(MlflowException):  # the failure itself may be the store's
-                mlflow.set_tag("failure", first_line(failure)[:500])
+            with contextlib.suppress(MlflowException):  # the failure may be the store's own
+                mlflow.set_tag("failure", first_line(failure))
             mlflow.end_run(RunStatus.to_string(RunStatus.FAILED))
             raise
         mlflow.end_run()
 
 
+def _start(name: str | None, under_mlflow_run: bool) -> mlflow.ActiveRun:
+    try:
+        if not under_mlflow_run and "MLFLOW_EXPERIMENT_ID" not in os.environ:
+            mlflow.set_experiment(os.environ.get("MLFLOW_EXPERIMENT_NAME", EXPERIMENT))
+        return mlflow.start_run(run_name=name, log_system_metrics=False)
+    except (MlflowException, OSError) as error:
+        raise TrackingError(
+            f"cannot use the tracking store {mlflow.get_tracking_uri()} ({first_line(error)}): "
+            "check MLFLOW_TRACKING_URI and that you may write there"
+        ) from None
+
+
+@contextlib.contextmanager
+def active_or_new_run() -> Iterator[mlflow.ActiveRun]:
+    """Work in the active run; without one, start a run as `run` does and end it with the block.
+
+    Yields:
+        The active run.
+
+    Raises:
+        TrackingError: The tracking store cannot be reached or written.
+    """
+    active = mlflow.active_run()
+    with contextlib.nullcontext(active) if active else run() as current:
+        yield current
+
+
 def run_of_project(name: str) -> contextlib.AbstractContextManager[object]:
-    """Be in the run that `mlflow run` made for an entry point, and name it; without one, make none."""
+    """Start and name the run that `mlflow run` has created for an entry point; do nothing outside `mlflow run`."""
     return run(name) if "MLFLOW_RUN_ID" in os.environ else contextlib.nullcontext()
 
 
 def name_run(name: str) -> None:
-    """Name the active run, if any, again if need be; not one that began with a name which MLflow didn't make up."""
+    """Name the active run, if there is one whose user has not named it. May be called again with a better name."""
     active = mlflow.active_run()
-    if active and _MADE_UP.fullmatch(active.info.run_name):  # the name it began with, whatever it is called by now
+    if active and internals.is_generated_run_name(active.info.run_name):  # the name it started with, whatever it is now
         mlflow.set_tag(internals.RUN_NAME_TAG, name)
 
 
 def set_parent_run(run_id: str | None) -> None:
-    """Fold the active run away under the training whose model it is about, in the UI's list of runs."""
+    """Nest the active run, if any, under the training run of its model in the UI's list of runs."""
     active = mlflow.active_run()
     if active is None or not run_id:
         return
-    with contextlib.suppress(MlflowException):  # a run that was deleted, or never was in this store
+    with contextlib.suppress(MlflowException):  # the run was deleted, or is in another store
         if mlflow.MlflowClient().get_run(run_id).info.experiment_id == active.info.experiment_id:
             mlflow.set_tag(internals.PARENT_RUN_TAG, run_id)
 
@@ -100,73 +118,51 @@ def active_run_id() -> str:
     return str(active.info.run_id) if active else ""
 
 
-@contextlib.contextmanager
-def _terminated_as_interrupted() -> Iterator[None]:
-    """Take SIGTERM for Ctrl-C; after the first of either, let no second one disturb the run's ending."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def interrupt(number: int, frame: FrameType | None) -> None:
-        for one in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(one, signal.SIG_IGN)
-        raise KeyboardInterrupt
-
-    before = {one: signal.signal(one, interrupt) for one in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for one, handler in before.items():
-            signal.signal(one, handler)
-
-
 def log_params(params: Mapping[str, Any]) -> None:
-    """Log parameters, but for those that `mlflow run` has logged already."""
-    active = mlflow.active_run()
-    assert active is not None
-    known = mlflow.MlflowClient().get_run(active.info.run_id).data.params
-    mlflow.log_params({key: value for key, value in params.items() if key not in known})
+    """Log parameters to the active run, except for those that `mlflow run` has logged already."""
+    logged = mlflow.MlflowClient().get_run(active_run_id()).data.params
+    mlflow.log_params({key: value for key, value in params.items() if key not in logged})
 
 
-class _FolderDataset(TrackedDataset):
-    """One split of a data set as MLflow shows it: where it is, its digest, and how many pictures each class has."""
+class _SplitDataset(MlflowDataset):
+    """One split of a dataset as MLflow stores it: source, digest and image counts per class."""
 
     def __init__(self, dataset: Dataset, split: str) -> None:
         self._counts = dataset.counts(split)
         digest = dataset.digest(split)
-        # MLflow keeps one source for each name and digest of an experiment, so the name says which folder it is.
+        # MLflow keeps one source for each name and digest in an experiment, so the name says which folder it is.
         super().__init__(ImageFolderSource(dataset.source, split, digest), f"{Path(dataset.source).name}/{split}", digest)
 
     def _compute_digest(self) -> str:
-        raise NotImplementedError("the digest is always given")
+        raise NotImplementedError("the digest is always passed in")
 
     @property
     def profile(self) -> dict[str, Any]:
-        """How many pictures, and how many of each class."""
-        return {"pictures": sum(self._counts.values()), "classes": self._counts}
+        """Number of images, in total and per class."""
+        return {"images": sum(self._counts.values()), "classes": self._counts}
 
     @property
     def schema(self) -> None:
-        """A folder of pictures has no columns."""
+        """None: a folder of images has no columns."""
 
     def to_dict(self) -> dict[str, str]:
         """Name, digest, source and profile, as MLflow stores them."""
         return {**super().to_dict(), "profile": json.dumps(self.profile)}
 
 
-def log_dataset(dataset: Dataset, split: str) -> TrackedDataset:
-    """Make one split of a data set, or all, an input of the run.
+def log_dataset(dataset: Dataset, split: str) -> MlflowDataset:
+    """Log one split of a dataset, or "all", as an input of the active run.
 
     Returns:
-        The data set as MLflow knows it, for `mlflow.log_metrics`.
+        The dataset as MLflow knows it, for `mlflow.log_metrics`.
     """
-    tracked = _FolderDataset(dataset, split)
-    mlflow.log_input(tracked, context=_CONTEXTS[split])
-    return tracked
+    logged = _SplitDataset(dataset, split)
+    mlflow.log_input(logged, context=_CONTEXTS[split])
+    return logged
 
 
 def environment_params() -> dict[str, str]:
-    """What machine and versions a run had."""
+    """Machine and versions, as parameters of a run."""
     import onnxruntime
     import torch
 

@@ -1,4 +1,4 @@
-"""How an experiment of trainings looks in the MLflow UI: a description, and a view with the columns that matter."""
+"""The experiment page in the MLflow UI: a description, and a saved view with the columns that matter."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ _COLUMNS = (
 
 
 def set_up_experiment_page(experiment_id: str) -> None:
-    """Give an experiment what it lacks of a description and a view; what somebody has written stays.
+    """Add a description and a saved view to an experiment, unless it has its own.
 
     Args:
-        experiment_id: Of trainings.
+        experiment_id: Id of an experiment that holds training runs.
     """
     client = mlflow.MlflowClient()
     tags = client.get_experiment(experiment_id).tags
     link = f"#/experiments/{experiment_id}/runs?viewStateShareKey={_VIEW}"
     wanted = {
         _VIEW_TAG: json.dumps(_view()),
-        internals.NOTE_TAG: "Trainings of image classifiers, what was measured of them, and their promotions folded below. "
-        f"[Results, the best first]({link})",
+        internals.NOTE_TAG: "Training runs of image classifiers, with their evaluations and promotions nested below. "
+        f"[Results, best first]({link})",
     }
     for key, value in wanted.items():
         if key not in tags:
@@ -45,7 +45,7 @@ def _view() -> dict[str, object]:
     now = int(time.time() * 1000)
     best = "metrics.`test/accuracy`"
     state = {
-        "searchFilter": f"{best} >= 0",  # trainings and evaluations; not promotions and what failed
+        "searchFilter": f"{best} >= 0",  # training and evaluation runs, but no promotions and no failed runs
         "orderByKey": best,
         "orderByAsc": False,
         "startTime": "ALL",

@@ -1,4 +1,4 @@
-"""Pretrained networks: what `backbone=` and `weights=` name."""
+"""Pretrained backbones: the networks and weights that `backbone=` and `weights=` select."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torchvision import models
 
-from catdog_pyfunc.errors import InvalidWeights
+from catdog_pyfunc.errors import InvalidWeights, first_line
 from catdog_pyfunc.network import Network, build
 from catdog_pyfunc.pipeline.training.config import IMAGENET, NONE
 from catdog_pyfunc.preprocessing import Preprocess
@@ -21,14 +21,14 @@ _CHOICES = "give weights=imagenet (downloaded once), a path to a state_dict of t
 
 @dataclass(frozen=True)
 class Backbone:
-    """A network ready to learn.
+    """A network that is ready to be trained.
 
     Attributes:
-        name: In `torchvision.models`.
-        network: With the weights in, and a random head.
-        weights: "imagenet", "none" or the file's name.
-        digest: Of name and feature weights, 16 hex digits: the same network, the same digest.
-        preprocess: How torchvision prepares pictures for it.
+        name: Model name in `torchvision.models`.
+        network: Pretrained features (or random ones) and a randomly initialised head.
+        weights: "imagenet", "none" or the name of the weights file.
+        digest: 16 hex digits over name and feature weights: equal networks have equal digests.
+        preprocess: The preprocessing that the pretrained weights expect.
     """
 
     name: str
@@ -39,34 +39,34 @@ class Backbone:
 
     @property
     def pretrained(self) -> bool:
-        """Whether its features know anything yet."""
+        """Whether the features were trained before, so that a linear head can use them as they are."""
         return self.weights != NONE
 
 
 def load_backbone(name: str, weights: str, n_classes: int, seed: int, image_size: int | None = None) -> Backbone:
-    """Make a network and fill it with weights.
+    """Build a network and load its weights.
 
     Args:
-        name: A classification model of `torchvision.models` that ends in pooled features.
+        name: A classification model of `torchvision.models` that ends in globally pooled features.
         weights: "imagenet" (torchvision's, downloaded and cached), a path to a state_dict, or "none".
-        n_classes: Of the head.
-        seed: Of the random weights: the head's, and all if `weights` is "none".
-        image_size: Side of the square that the network sees, pixels; None for what torchvision uses with it.
+        n_classes: Number of outputs of the head.
+        seed: Seed of the random weights: of the head, and of the whole network if `weights` is "none".
+        image_size: Side of the square input in pixels; None for the size of torchvision's preset.
 
     Returns:
         The backbone.
 
     Raises:
-        InvalidSetting: No such backbone, or no pooled features.
-        InvalidWeights: They can't be had, or belong to another network.
+        InvalidSetting: The backbone is unknown or has no globally pooled features.
+        InvalidWeights: The weights cannot be downloaded or read, or belong to another network.
     """
     torch.manual_seed(seed)
     network = build(name, n_classes)
     label = weights
     if weights == IMAGENET:
-        _fill(network, _download(name), f"torchvision's {name}")
+        _load_features(network, _download(name), f"torchvision's {name}")
     elif weights != NONE:
-        _fill(network, _read(Path(weights)), weights)
+        _load_features(network, _read(Path(weights)), weights)
         label = Path(weights).name
     return Backbone(name, network, label, _digest(name, network), _preprocess(name, image_size))
 
@@ -75,8 +75,8 @@ def _download(name: str) -> Mapping[str, torch.Tensor]:
     try:
         weights = models.get_model_weights(name)["DEFAULT"]
         return dict(weights.get_state_dict(progress=True, check_hash=True))
-    except (OSError, KeyError, RuntimeError) as unavailable:
-        raise InvalidWeights(f"torchvision's weights for {name} can't be had ({unavailable}): {_CHOICES}") from None
+    except (OSError, KeyError, RuntimeError) as error:
+        raise InvalidWeights(f"cannot download torchvision's weights for {name} ({first_line(error)}): {_CHOICES}") from None
 
 
 def _read(path: Path) -> Mapping[str, torch.Tensor]:
@@ -88,26 +88,27 @@ def _read(path: Path) -> Mapping[str, torch.Tensor]:
 
             return load_file(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, ValueError, EOFError, KeyError, pickle.UnpicklingError) as wrong:
-        reason = (str(wrong).splitlines() or [type(wrong).__name__])[0]
-        raise InvalidWeights(f"weights {path} can't be read as a state_dict ({reason}): {_CHOICES}") from None
+    except (OSError, RuntimeError, ValueError, EOFError, KeyError, pickle.UnpicklingError) as error:
+        raise InvalidWeights(f"cannot read weights {path} as a state_dict ({first_line(error)}): {_CHOICES}") from None
     if not isinstance(content, Mapping) or not all(isinstance(value, torch.Tensor) for value in content.values()):
-        raise InvalidWeights(f"weights {path} holds {type(content).__name__}, not a state_dict of tensors: {_CHOICES}")
+        raise InvalidWeights(f"weights {path} contains {type(content).__name__}, not a state_dict of tensors: {_CHOICES}")
     return content
 
 
-def _fill(network: Network, state: Mapping[str, torch.Tensor], source: str) -> None:
-    """Every tensor of the features must be there in its shape; what the file holds besides is the old head's."""
-    wanted = network.features.state_dict()
-    missing = [key for key in wanted if key not in state and not key.endswith("num_batches_tracked")]
-    reshaped = [key for key in wanted if key in state and state[key].shape != wanted[key].shape]
+def _load_features(network: Network, state: Mapping[str, torch.Tensor], source: str) -> None:
+    """Load the feature weights, all of which must be there in their shapes; the old head's weights are ignored."""
+    expected = network.features.state_dict()
+    missing = [key for key in expected if key not in state and not key.endswith("num_batches_tracked")]
+    reshaped = [key for key in expected if key in state and state[key].shape != expected[key].shape]
     if missing or reshaped:
-        wrong = ", ".join([*(f"no {key}" for key in missing), *(f"another shape of {key}" for key in reshaped)][:3])
-        raise InvalidWeights(
-            f"weights {source} belong to another network: {len(missing) + len(reshaped)} of {len(wanted)} tensors don't fit "
-            f"({wrong}, …); name the backbone they come from, or {_CHOICES.removeprefix('give ')}"
+        examples = ", ".join(
+            [*(f"{key} is missing" for key in missing), *(f"{key} has another shape" for key in reshaped)][:3]
         )
-    network.features.load_state_dict({key: state[key] for key in wanted if key in state}, strict=False)
+        raise InvalidWeights(
+            f"weights {source} belong to another network: {len(missing) + len(reshaped)} of {len(expected)} tensors do not "
+            f"fit ({examples}, …); name the backbone they come from, or {_CHOICES}"
+        )
+    network.features.load_state_dict({key: state[key] for key in expected if key in state}, strict=False)
 
 
 def _digest(name: str, network: Network) -> str:
@@ -119,11 +120,12 @@ def _digest(name: str, network: Network) -> str:
 
 
 def _preprocess(name: str, image_size: int | None) -> Preprocess:
-    """Torchvision's own preset, known without a download; scaled if another size is asked for."""
+    """Read torchvision's inference preset, which needs no download; scale it if another size is wanted."""
     preset = models.get_model_weights(name)["DEFAULT"].transforms()
     size, resize = int(preset.crop_size[0]), int(preset.resize_size[0])
     if image_size:
         size, resize = image_size, round(image_size * resize / size)
     red, green, blue = preset.mean
     red_std, green_std, blue_std = preset.std
-    return Preprocess(size, max(size, resize), (red, green, blue), (red_std, green_std, blue_std))
+    mean, std = (red, green, blue), (red_std, green_std, blue_std)
+    return Preprocess(size, max(size, resize), mean, std, str(preset.interpolation.value))

@@ -1,64 +1,57 @@
-"""What makes an answer trustworthy: a temperature for the probabilities, and a reference that tells what is "neither"."""
+"""Calibration on val: a temperature for the probabilities, and a threshold that detects out-of-distribution images."""
 
 from __future__ import annotations
 
 import numpy as np
+from scipy.optimize import minimize_scalar
 
 from catdog_pyfunc.classifier import softmax
 from catdog_pyfunc.preprocessing import Floats
 
-ACCEPTED_OF_VAL = 0.98
-MOST_REFERENCES = 2_000  # embeddings kept for comparison: 5 MB of float16 at 1,280 numbers each
-_LOWEST, _HIGHEST = 0.05, 20.0  # temperatures that are looked at
+ACCEPTED_FRACTION = 0.98  # of val, by the OOD threshold
+MAX_REFERENCES = 2_000  # embeddings kept for comparison: 5 MB of float16 at 1,280 dimensions
+_MIN_TEMPERATURE, _MAX_TEMPERATURE = 0.05, 20.0
 
 
 def fit_temperature(logits: Floats, labels: list[int]) -> float:
-    """Find the temperature that makes val's probabilities most truthful.
+    """Fit the temperature that minimises the negative log-likelihood on val.
 
-    One number that divides all logits, by least negative log-likelihood (Guo et al., "On Calibration of Modern Neural
-    Networks", ICML 2017). It changes no label.
+    Temperature scaling divides all logits by one number, which changes confidences but no label (Guo et al., "On Calibration
+    of Modern Neural Networks", ICML 2017).
 
     Args:
-        logits: (N, C) of pictures that the network did not learn from.
-        labels: Class indices, N of them.
+        logits: (N, C) of images that the network was not trained on.
+        labels: N class indices.
 
     Returns:
-        The temperature.
+        The temperature, 0.05 to 20.
     """
 
-    def loss(log_temperature: float) -> float:
+    def negative_log_likelihood(log_temperature: float) -> float:
         probabilities = softmax(logits / np.exp(log_temperature))
-        label = probabilities[np.arange(len(labels)), labels]
-        return float(-np.log(np.maximum(label, 1e-300)).mean())
+        return float(-np.log(np.maximum(probabilities[np.arange(len(labels)), labels], 1e-300)).mean())
 
-    # The loss has a single minimum in 1/T (it is convex there): golden-section search finds it.
-    golden = (np.sqrt(5) - 1) / 2
-    low, high = np.log(_LOWEST), np.log(_HIGHEST)
-    for _ in range(60):
-        left, right = high - golden * (high - low), low + golden * (high - low)
-        if loss(left) < loss(right):
-            high = right
-        else:
-            low = left
-    return float(np.exp((low + high) / 2))
+    bounds = float(np.log(_MIN_TEMPERATURE)), float(np.log(_MAX_TEMPERATURE))
+    result = minimize_scalar(negative_log_likelihood, bounds=bounds, method="bounded", options={"xatol": 1e-9})
+    return float(np.exp(result.x))
 
 
 def fit_ood_threshold(train: Floats, val: Floats, seed: int) -> tuple[Floats, float]:
-    """Keep what embeddings of known pictures look like, and how near to them val comes.
+    """Select the reference embeddings and fit the similarity below which an image counts as out-of-distribution.
 
     Args:
-        train: Embeddings (N, D); at most 2,000 of them, drawn by seed, are kept.
-        val: Embeddings (M, D) of other pictures of the same kind.
-        seed: Of the drawing.
+        train: Embeddings (N, D) of training images; at most 2,000 of them, sampled by seed, become the reference.
+        val: Embeddings (M, D) of other images from the same distribution.
+        seed: Seed of the sampling.
 
     Returns:
-        The reference (K, D), each of length 1, and the least likeness to it that is accepted: that of 98 % of val.
+        The reference embeddings (K, D), each of length 1, and the threshold: 98 % of val are at least as similar.
     """
-    if len(train) > MOST_REFERENCES:
-        train = train[np.sort(np.random.default_rng(seed).choice(len(train), MOST_REFERENCES, replace=False))]
-    reference = _normalised(train).astype(np.float16).astype(np.float32)  # as it will be read back
-    similarity = (_normalised(val) @ reference.T).max(axis=1)  # as `PixelNetwork` computes it
-    return reference, float(np.quantile(similarity, 1 - ACCEPTED_OF_VAL))
+    if len(train) > MAX_REFERENCES:
+        train = train[np.sort(np.random.default_rng(seed).choice(len(train), MAX_REFERENCES, replace=False))]
+    reference = _normalised(train).astype(np.float16).astype(np.float32)  # the precision it is stored in
+    similarity = (_normalised(val) @ reference.T).max(axis=1)  # as `ServingNetwork` computes it
+    return reference, float(np.quantile(similarity, 1 - ACCEPTED_FRACTION))
 
 
 def _normalised(embedding: Floats) -> Floats:

@@ -1,4 +1,4 @@
-"""What a training is called with."""
+"""The parameters of a training run."""
 
 from __future__ import annotations
 
@@ -10,27 +10,36 @@ from catdog_pyfunc.pipeline.data import catalog
 from catdog_pyfunc.pipeline.registry import versions
 
 AUTO, IMAGENET, NONE = "auto", "imagenet", "none"
-_SAMPLE_SIZE = 96  # drawn pictures show all they have at this size, and train five times as fast as at 224
+_SAMPLE_SIZE = 96  # shows all there is in the synthetic images, and trains five times as fast as 224
 _SCRATCH_EPOCHS = 8
-_SCRATCH_RATE, _PRETRAINED_RATE = 3e-3, 1e-4
+_SCRATCH_LEARNING_RATE, _PRETRAINED_LEARNING_RATE = 3e-3, 1e-4
+_MINIMUM = {"image_size": 0, "finetune_epochs": -1, "learning_rate": 0.0, "batch_size": 2, "seed": 0}
+_MIN_IMAGE_SIZE = 32
 
 
 @dataclass(frozen=True)
 class TrainingConfig:
-    """What the training is called with; every one makes the result.
+    """Parameters of a training run, checked when they are created.
 
     Attributes:
-        data: A folder, "sample" or "oxford-iiit-pet".
-        weights: "imagenet", a path, "none", or "auto": imagenet for photos, none for the sample.
-        backbone: In `torchvision.models`.
-        image_size: Side of the square that the network sees, pixels; 0 for the backbone's own (96 for the sample).
-        horizontal_flip: Whether the head also learns from mirrored pictures.
-        finetune_epochs: How long the whole network is trained; -1 for 0 with pretrained weights and 8 without.
-        learning_rate: Of fine-tuning; 0 for 1e-4 with pretrained weights and 3e-3 without.
-        batch_size: Of fine-tuning.
-        seed: Of all that is random.
-        resume: Go on with the fine-tuning that was interrupted.
-        registered_model: The registered model that gets the new version; "" for none.
+        data: Folder with one sub-folder per class, 'sample' (synthetic, no download) or 'oxford-iiit-pet' (800 MB download).
+        weights: 'imagenet', path to a state_dict, 'none', or 'auto': imagenet for a folder of photos, none for the sample.
+        backbone: Classification model of torchvision.models that ends in globally pooled features.
+        image_size: Side of the network's square input in pixels; 0 for the backbone's own, or 96 for the sample.
+        horizontal_flip: Train the head on mirrored images as well.
+        finetune_epochs: Epochs of training the whole network; -1 for 0 with pretrained weights and 8 without.
+        learning_rate: Peak learning rate of fine-tuning; 0 for 1e-4 with pretrained weights and 3e-3 without.
+        batch_size: Images per fine-tuning step.
+        seed: Seed of everything random.
+        resume: Continue an interrupted fine-tuning from its last epoch.
+        registered_model: Registered model that gets the new version; 'none' for no registration.
+
+    Raises:
+        InvalidSetting: A parameter is out of range, or there would be nothing to train: random weights and no epochs.
+
+    Example:
+        >>> TrainingConfig(data="photos", weights="imagenet", finetune_epochs=3).title()
+        'lr 0.0001 × 3 · mobilenet_v2 · photos'
     """
 
     data: str = catalog.SAMPLE
@@ -46,34 +55,44 @@ class TrainingConfig:
     registered_model: str = versions.NAME
 
     def __post_init__(self) -> None:
-        least = {"image_size": 0, "finetune_epochs": -1, "learning_rate": 0.0, "batch_size": 2, "seed": 0}
-        for name, limit in least.items():
-            if getattr(self, name) < limit:
-                raise InvalidSetting(f"{name} is {getattr(self, name)}; give at least {limit}")
-        if 0 < self.image_size < 32:
-            raise InvalidSetting(f"image_size is {self.image_size}; give 0 (the backbone's own) or at least 32")
+        for name, minimum in _MINIMUM.items():
+            value = getattr(self, name)
+            if not value >= minimum:  # so that NaN fails, too
+                raise InvalidSetting(f"{name} is {value}; give at least {minimum}")
+        if 0 < self.image_size < _MIN_IMAGE_SIZE:
+            raise InvalidSetting(
+                f"image_size is {self.image_size}; give 0 (the backbone's own) or at least {_MIN_IMAGE_SIZE}"
+            )
+        if self._weights() == NONE and self.finetune_epochs == 0:
+            default = " (the default for the sample)" if self.weights == AUTO else ""
+            raise InvalidSetting(
+                f"finetune_epochs is 0 and weights are 'none'{default}, so nothing would be trained; give at least 1 epoch, "
+                "or pretrained weights"
+            )
 
     def resolved(self) -> TrainingConfig:
-        """What "auto", 0 and -1 stand for here, put in their places (an `image_size` that is the backbone's own stays 0)."""
+        """Replace "auto", 0, -1 and "none" by what they stand for; `image_size` stays 0 if the backbone decides it."""
         sample = self.data == catalog.SAMPLE
-        weights = self.weights
-        if weights == AUTO:
-            weights = NONE if sample else IMAGENET
-        epochs = self.finetune_epochs
-        if epochs < 0:
-            epochs = _SCRATCH_EPOCHS if weights == NONE else 0
+        scratch = self._weights() == NONE
+        epochs = _SCRATCH_EPOCHS if scratch else 0
         return replace(
             self,
-            weights=weights,
+            weights=self._weights(),
             image_size=self.image_size or (_SAMPLE_SIZE if sample else 0),
-            finetune_epochs=epochs,
-            learning_rate=self.learning_rate or (_SCRATCH_RATE if weights == NONE else _PRETRAINED_RATE),
+            finetune_epochs=epochs if self.finetune_epochs < 0 else self.finetune_epochs,
+            learning_rate=self.learning_rate or (_SCRATCH_LEARNING_RATE if scratch else _PRETRAINED_LEARNING_RATE),
+            registered_model="" if self.registered_model.lower() == NONE else self.registered_model,
         )
 
     def title(self) -> str:
-        """A run's name: what is most often varied first, as lists of runs show some twenty characters."""
+        """Name for the run: what varies most comes first, because lists of runs show some twenty characters."""
         config = self.resolved()
         how = f"lr {config.learning_rate:g} × {config.finetune_epochs}" if config.finetune_epochs else "head"
         parts = [how, config.backbone, Path(config.data).resolve().name]
         parts += [f"seed {self.seed}"] if self.seed else []
         return " · ".join([*parts, "horizontal flip"] if self.horizontal_flip else parts)
+
+    def _weights(self) -> str:
+        if self.weights != AUTO:
+            return self.weights
+        return NONE if self.data == catalog.SAMPLE else IMAGENET

@@ -1,8 +1,10 @@
-"""What learns: the head on frozen features, the whole network if asked to, and then calibration on val."""
+"""Fits everything: the head on frozen features, the whole network if wanted, then the calibration on val."""
 
 from __future__ import annotations
 
 import functools
+import hashlib
+import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -16,7 +18,7 @@ from catdog_pyfunc.engine import OnnxEngine
 from catdog_pyfunc.pipeline.cache import cache_dir
 from catdog_pyfunc.pipeline.console import log
 from catdog_pyfunc.pipeline.data.corrupt import find_corrupt
-from catdog_pyfunc.pipeline.data.dataset import SPLITS, Dataset
+from catdog_pyfunc.pipeline.data.dataset import ALL, SPLITS, Dataset
 from catdog_pyfunc.pipeline.training import learning_curves
 from catdog_pyfunc.pipeline.training.backbones import Backbone
 from catdog_pyfunc.pipeline.training.calibration import fit_ood_threshold, fit_temperature
@@ -29,117 +31,138 @@ from catdog_pyfunc.preprocessing import Floats
 
 @dataclass(frozen=True)
 class FitResult:
-    """What came of learning, besides the network's weights.
+    """Everything fitted besides the network's weights.
 
     Attributes:
-        dataset: The data, less what is broken.
-        temperature: Divides the logits.
-        reference: (M, D), what embeddings of training pictures are like.
-        threshold: The least likeness to it that is accepted.
+        dataset: The dataset without its corrupt images.
+        temperature: Divisor of the logits.
+        reference_embeddings: (M, D), embeddings of training images, each of length 1.
+        ood_threshold: Similarity to the reference embeddings below which an image counts as out-of-distribution.
     """
 
     dataset: Dataset
     temperature: float
-    reference: Floats
-    threshold: float
+    reference_embeddings: Floats
+    ood_threshold: float
 
 
 def fit(config: TrainingConfig, dataset: Dataset, backbone: Backbone) -> FitResult:
-    """Fit the head on a pretrained backbone, train the whole network if asked to, calibrate on val.
+    """Fit the head of a pretrained backbone, fine-tune the network if wanted, and calibrate on val.
+
+    Metrics, parameters and plots go to the active run.
 
     Args:
-        settings: How to learn, resolved.
-        dataset: What from.
+        config: Resolved parameters.
+        dataset: Training and validation images; test images are only checked for being corrupt.
         backbone: Its network is changed in place.
 
     Returns:
-        What was learned besides.
+        Everything fitted besides the weights.
+
+    Raises:
+        InvalidData: Too few images are left without the corrupt ones.
     """
+    embeddings: dict[str, Floats] = {}
     if backbone.pretrained:
-        dataset, known = _learn_head(config, dataset, backbone)
-    else:  # random features know nothing that a head could learn from
-        every = [example for split in SPLITS for example in dataset.splits[split]]
-        dataset = dataset.drop(find_corrupt(every, backbone.preprocess))
+        dataset, embeddings = _fit_head(config, dataset, backbone)
+    else:  # random features are no use to a head
+        dataset = dataset.drop(find_corrupt(dataset.examples(ALL), backbone.preprocess))
     if config.finetune_epochs:
-        _learn_all(config, dataset, backbone)
-        known = {split: _embedded(dataset, backbone, split, Path(":memory:")).values for split in ("train", "val")}
+        _finetune(config, dataset, backbone)
+        embeddings = {split: _embed(dataset, backbone, split, Path(":memory:")).values for split in ("train", "val")}
     head = backbone.network.head
-    weight, bias = head.weight.detach().numpy(), head.bias.detach().numpy()
-    temperature = fit_temperature(known["val"] @ weight.T + bias, [example.label for example in dataset.splits["val"]])
-    reference, threshold = fit_ood_threshold(known["train"], known["val"], config.seed)
-    mlflow.log_params({"calibration.temperature": f"{temperature:.4f}", "rejection.threshold": f"{threshold:.4f}"})
+    logits = embeddings["val"] @ head.weight.detach().numpy().T + head.bias.detach().numpy()
+    temperature = fit_temperature(logits, _labels(dataset, "val"))
+    reference, threshold = fit_ood_threshold(embeddings["train"], embeddings["val"], config.seed)
+    mlflow.log_params({"calibration.temperature": f"{temperature:.4f}", "ood.threshold": f"{threshold:.4f}"})
     return FitResult(dataset, temperature, reference, threshold)
 
 
-def _embedded(dataset: Dataset, backbone: Backbone, split: str, cache: Path, flip: bool = False) -> Embeddings:
+def checkpoint_path(config: FinetuneConfig, dataset: Dataset, backbone: Backbone, *, horizontal_flip: bool) -> Path:
+    """Name the checkpoint of a fine-tuning by everything that its result depends on."""
+    identity = {
+        **asdict(config),
+        "horizontal_flip": horizontal_flip,  # of the head that fine-tuning starts from
+        "backbone": backbone.digest,
+        "preprocess": backbone.preprocess.to_dict(),
+        "data": dataset.digest("train", "val"),
+    }
+    digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
+    return cache_dir() / f"finetune-{backbone.name}-{digest}.pt"
+
+
+def _embed(dataset: Dataset, backbone: Backbone, split: str, cache: Path, flip: bool = False) -> Embeddings:
     @functools.cache
-    def engine() -> OnnxEngine:  # made only if a picture isn't in the cache
+    def engine() -> OnnxEngine:  # created only if an image is not in the cache
         description = Description(backbone.name, dataset.classes, backbone.preprocess)
         return OnnxEngine(
             flavor.export_graph(backbone.network, description, np.zeros((1, backbone.network.head.in_features), np.float32))
         )
 
-    # What computes an embedding is part of its name: another ONNX Runtime may round otherwise.
+    # Another version of ONNX Runtime may round differently, so it is part of the cache key.
     name = f"{backbone.digest}/onnxruntime-{onnxruntime.__version__}"
     return embed(engine, dataset.splits[split], backbone.preprocess, cache=cache, backbone=name, flip=flip)
 
 
-def _learn_head(config: TrainingConfig, dataset: Dataset, backbone: Backbone) -> tuple[Dataset, dict[str, Floats]]:
+def _labels(dataset: Dataset, split: str) -> list[int]:
+    return [example.label for example in dataset.splits[split]]
+
+
+def _fit_head(config: TrainingConfig, dataset: Dataset, backbone: Backbone) -> tuple[Dataset, dict[str, Floats]]:
+    """Fit the head; returns the dataset without corrupt images, and each split's embeddings."""
     cache = cache_dir() / "embeddings.sqlite"
-    # The test split, too: what is broken there must be known before anything is measured or saved.
-    found = {split: _embedded(dataset, backbone, split, cache) for split in SPLITS}
-    broken = {path: reason for split in SPLITS for path, reason in found[split].broken.items()}
-    rest = dataset.drop(broken)
-    kept = {split: [k for k, example in enumerate(dataset.splits[split]) if example.path not in broken] for split in SPLITS}
-    labels = {split: [dataset.splits[split][k].label for k in kept[split]] for split in SPLITS}
-    values = {split: found[split].values[kept[split]] for split in SPLITS}
-    x, y = values["train"], labels["train"]
+    # The test split as well: its corrupt images must be known before anything is evaluated or saved.
+    embedded = {split: _embed(dataset, backbone, split, cache) for split in SPLITS}
+    corrupt = {path: error for split in SPLITS for path, error in embedded[split].corrupt.items()}
+    intact = {split: [example.path not in corrupt for example in dataset.splits[split]] for split in SPLITS}
+    values = {split: embedded[split].values[intact[split]] for split in SPLITS}
+    rest = dataset.drop(corrupt)
+    x, y = values["train"], _labels(rest, "train")
     if config.horizontal_flip:
-        mirrored = _embedded(dataset, backbone, "train", cache, flip=True).values
-        x, y = np.concatenate([x, mirrored[kept["train"]]]), y + y
-    head = fit_head(x, y, values["val"], labels["val"], len(dataset.classes))
+        mirrored = _embed(rest, backbone, "train", cache, flip=True).values
+        x, y = np.concatenate([x, mirrored]), y + y
+    head = fit_head(x, y, values["val"], _labels(rest, "val"), len(dataset.classes))
     head.copy_to(backbone.network.head)
     _log_head(head)
     return rest, values
 
 
-def _learn_all(config: TrainingConfig, dataset: Dataset, backbone: Backbone) -> None:
-    epochs, rate = config.finetune_epochs, config.learning_rate
-    plan = FinetuneConfig(epochs, rate, config.batch_size, config.seed)
+def _finetune(config: TrainingConfig, dataset: Dataset, backbone: Backbone) -> None:
+    epochs = config.finetune_epochs
+    finetuning = FinetuneConfig(epochs, config.learning_rate, config.batch_size, config.seed)
     mlflow.log_params(
-        {"finetune.epochs": epochs, "finetune.learning_rate": rate, "finetune.weight_decay": plan.weight_decay}
+        {f"finetune.{name}": getattr(finetuning, name) for name in ("epochs", "learning_rate", "weight_decay")}
     )
     history: list[EpochMetrics] = []
 
-    def on_epoch(epoch: int, scores: EpochMetrics) -> None:
-        history.append(scores)
-        mlflow.log_metrics({f"finetune/{name}": value for name, value in asdict(scores).items()}, step=epoch)
-        log(f"epoch {epoch}/{epochs}: val loss {scores.val_loss:.4f}, val accuracy {scores.val_accuracy:.4f}")
+    def on_epoch(epoch: int, metrics: EpochMetrics) -> None:
+        history.append(metrics)
+        mlflow.log_metrics({f"finetune/{name}": value for name, value in asdict(metrics).items()}, step=epoch)
+        log(f"epoch {epoch}/{epochs}: val loss {metrics.val_loss:.4f}, val accuracy {metrics.val_accuracy:.4f}")
 
-    checkpoint = cache_dir() / f"finetune-{backbone.name}-{backbone.digest}-{dataset.digest('train', 'val')}.pt"
-    splits = dataset.splits["train"], dataset.splits["val"]
     kept = finetune(
-        backbone.network, *splits, backbone.preprocess, plan, checkpoint=checkpoint, resume=config.resume, on_epoch=on_epoch
+        *(backbone.network, dataset.splits["train"], dataset.splits["val"], backbone.preprocess, finetuning),
+        checkpoint=checkpoint_path(finetuning, dataset, backbone, horizontal_flip=config.horizontal_flip),
+        resume=config.resume,
+        on_epoch=on_epoch,
     )
     mlflow.log_param("finetune.kept_epoch", kept)
     if history:
-        figure = learning_curves.curves(
-            history, f"Fine-tuning {backbone.name}", "epoch", kept if len(history) == epochs else None
-        )
+        marked = kept if len(history) == epochs else None  # a resumed run has not seen the first epochs
+        figure = learning_curves.curves(history, f"Fine-tuning {backbone.name}", "epoch", marked)
         mlflow.log_figure(figure, "plots/curves_finetune.png")
 
 
 def _log_head(head: Head) -> None:
-    client, active = mlflow.MlflowClient(), mlflow.active_run()
+    active = mlflow.active_run()
     assert active is not None
-    now = int(active.info.start_time)
     metrics = [
-        mlflow.entities.Metric(f"head/{name}", value, now, step)
-        for step, scores in enumerate(head.steps, start=1)
-        for name, value in asdict(scores).items()
+        mlflow.entities.Metric(f"head/{name}", value, int(active.info.start_time), step)
+        for step, measured in enumerate(head.steps, start=1)
+        for name, value in asdict(measured).items()
     ]
-    client.log_batch(active.info.run_id, metrics=metrics)  # at once: 200 single calls take seconds
+    mlflow.MlflowClient().log_batch(active.info.run_id, metrics=metrics)  # 200 single calls would take seconds
     mlflow.log_params({"head.weight_decay": head.weight_decay})
-    title = f"The head on frozen features, weight decay falling from {max(head.candidates):g} to {head.weight_decay:g}"
+    title = f"Head on frozen features, weight decay from {max(head.candidates):g} to {head.weight_decay:g}"
     mlflow.log_figure(learning_curves.curves(head.steps, title, "L-BFGS step"), "plots/curves_head.png")
     mlflow.log_figure(learning_curves.regularisation(head.candidates, head.weight_decay), "plots/regularisation.png")

@@ -1,4 +1,4 @@
-"""The linear head on frozen embeddings: learned in seconds, its regularisation chosen on val."""
+"""The linear head on frozen embeddings: fitted in seconds, its regularisation chosen on val."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from torch.nn import functional
 from catdog_pyfunc.preprocessing import Floats
 
 WEIGHT_DECAYS = (1.0, 0.3, 0.1, 0.03, 0.01, 0.003, 0.001)
-_STEPS = 4  # of L-BFGS, for each weight decay; each begins where the last one ended
-_ITERATIONS = 15  # within a step, at most
+_STEPS = 4  # of L-BFGS per weight decay, each starting where the last one ended
+_MAX_ITERATIONS = 15  # per step
 
 
 @dataclass(frozen=True)
 class EpochMetrics:
-    """How well a head does on train and val: mean cross-entropy (nats) and accuracy."""
+    """Mean cross-entropy (nats) and accuracy on train and val after an epoch, or after a step of the head's optimiser."""
 
     train_loss: float
     train_accuracy: float
@@ -27,14 +27,14 @@ class EpochMetrics:
 
 @dataclass(frozen=True)
 class Head:
-    """A learned head.
+    """A fitted head.
 
     Attributes:
-        weight: (C, D), on embeddings as they are.
+        weight: (C, D), for embeddings that are not standardised.
         bias: (C,)
-        weight_decay: What val chose, of `WEIGHT_DECAYS`.
-        candidates: Weight decay → scores after its last step.
-        steps: Scores after each step on the way to the chosen head.
+        weight_decay: The one of `WEIGHT_DECAYS` with the lowest loss on val.
+        candidates: Weight decay → metrics after its last step.
+        steps: Metrics after each step up to the chosen weight decay's last.
     """
 
     weight: Tensor
@@ -51,22 +51,22 @@ class Head:
 
 
 def fit_head(train: Floats, train_labels: list[int], val: Floats, val_labels: list[int], n_classes: int) -> Head:
-    """Fit a multinomial logistic regression by L-BFGS, from strong to weak weight decay; keep the least loss on val.
+    """Fit a multinomial logistic regression by L-BFGS, from strong to weak weight decay, and keep the best on val.
 
-    Nothing is random: it starts at zero.
+    Deterministic: it starts at zero and uses all images in each step.
 
     Args:
         train: Embeddings (N, D).
-        train_labels: Class indices, N of them.
+        train_labels: N class indices.
         val: Embeddings (M, D).
-        val_labels: Class indices, M of them.
+        val_labels: M class indices.
         n_classes: C.
 
     Returns:
-        The head.
+        The head with the lowest loss on val.
     """
     mean, std = torch.from_numpy(train).mean(0), torch.from_numpy(train).std(0)
-    std = std.clamp_min(max(0.01 * std.mean().item(), 1e-6))  # nearly dead features would get weights that drown in rounding
+    std = std.clamp_min(max(0.01 * std.mean().item(), 1e-6))  # nearly constant features would get huge weights
     x, x_val = ((torch.from_numpy(values) - mean) / std for values in (train, val))  # (N, D), (M, D)
     y, y_val = torch.tensor(train_labels), torch.tensor(val_labels)
     layer = nn.Linear(x.shape[1], n_classes)
@@ -78,18 +78,18 @@ def fit_head(train: Floats, train_labels: list[int], val: Floats, val_labels: li
     for weight_decay in WEIGHT_DECAYS:
         for _ in range(_STEPS):
             _step(layer, x, y, weight_decay)
-            steps.append(_score(layer, x, y, x_val, y_val))
+            steps.append(_measure(layer, x, y, x_val, y_val))
         candidates[weight_decay] = steps[-1]
         if best is None or steps[-1].val_loss < candidates[best[0]].val_loss:
             best = (weight_decay, layer.weight.detach().clone(), layer.bias.detach().clone(), len(steps))
     assert best is not None
     weight_decay, weight, bias, taken = best
-    # Back to embeddings as they are: the head stays one product.
+    # Fold the standardisation into the head, so that it stays a single product.
     return Head(weight / std, bias - (weight / std) @ mean, weight_decay, candidates, steps[:taken])
 
 
 def _step(layer: nn.Linear, x: Tensor, y: Tensor, weight_decay: float) -> None:
-    optimizer = torch.optim.LBFGS(layer.parameters(), max_iter=_ITERATIONS, line_search_fn="strong_wolfe")
+    optimizer = torch.optim.LBFGS(layer.parameters(), max_iter=_MAX_ITERATIONS, line_search_fn="strong_wolfe")
 
     def closure() -> Tensor:
         optimizer.zero_grad()
@@ -100,7 +100,7 @@ def _step(layer: nn.Linear, x: Tensor, y: Tensor, weight_decay: float) -> None:
     optimizer.step(closure)  # type: ignore[no-untyped-call]
 
 
-def _score(layer: nn.Linear, x: Tensor, y: Tensor, x_val: Tensor, y_val: Tensor) -> EpochMetrics:
+def _measure(layer: nn.Linear, x: Tensor, y: Tensor, x_val: Tensor, y_val: Tensor) -> EpochMetrics:
     with torch.no_grad():
         logits, val_logits = layer(x), layer(x_val)
         return EpochMetrics(

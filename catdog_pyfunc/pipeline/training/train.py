@@ -1,4 +1,4 @@
-"""The main job: photos → embeddings → head → maybe fine-tuning → logged, measured and registered model."""
+"""Trains a classifier: images → embeddings → head → maybe fine-tuning → a logged, evaluated and registered model."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import mlflow
-from mlflow.data.dataset import Dataset as TrackedDataset
+from mlflow.data.dataset import Dataset as MlflowDataset
 
 from catdog_pyfunc import flavor, internals
 from catdog_pyfunc.bundle import Description
@@ -25,18 +25,18 @@ from catdog_pyfunc.pipeline.training.backbones import Backbone, load_backbone
 from catdog_pyfunc.pipeline.training.config import TrainingConfig
 from catdog_pyfunc.pipeline.training.fit import FitResult, fit
 
-_AGREEMENT_PICTURES = 16  # on which the two engines must agree before anything is saved
+_VERIFICATION_IMAGES = 16  # on which PyTorch and ONNX Runtime must agree before anything is saved
 
 
 @dataclass(frozen=True)
 class TrainingResult:
-    """What came of a training.
+    """The outcome of a training run.
 
     Attributes:
-        run_id: The MLflow run.
-        model_uri: `runs:/<RUN_ID>/model`.
-        evaluation: On the test split, through the logged artifact.
-        version: The registered version's number; None if it wasn't registered.
+        run_id: Id of the MLflow run.
+        model_uri: `runs:/<run_id>/model`.
+        evaluation: Evaluation on the test split, through the logged model.
+        version: Number of the registered version; None without registration.
     """
 
     run_id: str
@@ -46,50 +46,68 @@ class TrainingResult:
 
 
 def train(config: TrainingConfig) -> TrainingResult:
-    """Do the whole job in the active run (see `tracking.run`).
+    """Train, log, evaluate and register a classifier.
+
+    Works in the active MLflow run. Without one it starts a run, and ends it as FINISHED, FAILED, or KILLED on Ctrl-C and
+    SIGTERM. The run is named after the parameters unless it has a name of its own.
 
     Args:
-        settings: What to do.
+        config: Parameters of the training run.
 
     Returns:
-        What came of it.
+        The run, the model and how good it is.
 
     Raises:
-        InvalidSetting: A setting, or the backbone, can't be used.
-        InvalidData: The data can't be trained on.
-        InvalidWeights: The weights can't be had or don't fit.
-        EnginesDisagree: The trained network can't be served; nothing was saved.
+        InvalidSetting: The backbone is unknown or has no globally pooled features.
+        InvalidData: The dataset cannot be trained on.
+        InvalidWeights: The weights are not available or belong to another network.
+        EnginesDisagree: The trained network cannot be served; nothing was saved.
+        TrackingError: The tracking store cannot be reached or written.
+
+    Example:
+        >>> from catdog_pyfunc.pipeline.training.config import TrainingConfig
+        >>> from catdog_pyfunc.pipeline.training.train import train
+        >>> result = train(TrainingConfig(data="photos", weights="weights.pth"))
+        >>> result.evaluation.accuracy.value > 0.5
+        True
+        >>> print(f"models:/CatDogClassifier/{result.version}")
+        models:/CatDogClassifier/1
     """
-    active = mlflow.active_run()
-    assert active is not None
+    with tracking.active_or_new_run() as active:
+        _log_start(config, active)
+        return _train(config.resolved(), active.info.run_id)
+
+
+def _train(config: TrainingConfig, run_id: str) -> TrainingResult:
+    dataset = catalog.load_dataset(config.data)
+    backbone = _load_backbone(config, dataset)
+    fitted = fit(config, dataset, backbone)
+    dataset = fitted.dataset
+    logged_dataset = _log_data(dataset)
+    description = _describe(config, fitted, backbone, run_id)
+    log("saving the model")
+    images = _verification_images(dataset)
+    info = flavor.log_model(backbone.network, description, fitted.reference_embeddings, pictures=images)
+    classifier = flavor.load_model(info.model_uri)
+    predict = classifier_predictor(classifier)
+    evaluation = evaluate(predict, labelled_images(dataset, "test"), classes=description.classes, seed=config.seed)
+    log_evaluation(evaluation, predict, "test", info.model_id, logged_dataset)
+    params = {**asdict(config), "weights": backbone.weights, "image_size": backbone.preprocess.size}
+    card = model_card.write_card(description, dataset, evaluation, run_id, classifier.bundle.digest, params)
+    _log_card(card, info.model_id)
+    version = str(versions.register(run_id, config.registered_model).version) if config.registered_model else None
+    return TrainingResult(run_id, f"runs:/{run_id}/model", evaluation, version)
+
+
+def _log_start(config: TrainingConfig, active: mlflow.ActiveRun) -> None:
     tracking.name_run(config.title())
     tracking.log_params({key: value for key, value in asdict(config).items() if key != "resume"})
     mlflow.log_params(tracking.environment_params())
     mlflow.set_tag("author", versions.author())
     ui.set_up_experiment_page(active.info.experiment_id)
-    config = config.resolved()
-    dataset = catalog.load_dataset(config.data)
-    backbone = _open_backbone(config, dataset)
-    fitted = fit(config, dataset, backbone)
-    dataset = fitted.dataset
-    tracked = _log_data(dataset)
-    description = _describe(config, fitted, backbone, active.info.run_id)
-    log("saving the model")
-    info = flavor.log_model(backbone.network, description, fitted.reference, pictures=_pictures(dataset))
-    classifier = flavor.load_model(info.model_uri)
-    predict = classifier_predictor(classifier)
-    evaluation = evaluate(predict, labelled_images(dataset, "test"), classes=description.classes, seed=config.seed)
-    log_evaluation(evaluation, predict, "test", info.model_id, tracked)
-    params = {**asdict(config), "weights": backbone.weights, "image_size": backbone.preprocess.size}
-    text = model_card.write_card(description, dataset, evaluation, active.info.run_id, classifier.bundle.digest, params)
-    _log_card(text, info.model_id)
-    version = versions.register(active.info.run_id, config.registered_model).version if config.registered_model else None
-    return TrainingResult(
-        active.info.run_id, f"runs:/{active.info.run_id}/model", evaluation, str(version) if version else None
-    )
 
 
-def _open_backbone(config: TrainingConfig, dataset: Dataset) -> Backbone:
+def _load_backbone(config: TrainingConfig, dataset: Dataset) -> Backbone:
     size = config.image_size or None
     backbone = load_backbone(config.backbone, config.weights, len(dataset.classes), config.seed, size)
     mlflow.log_params({"weights.used": backbone.weights, "weights.digest": backbone.digest})
@@ -97,15 +115,15 @@ def _open_backbone(config: TrainingConfig, dataset: Dataset) -> Backbone:
     return backbone
 
 
-def _log_data(dataset: Dataset) -> TrackedDataset:
-    """Log all three splits; the test split is what the figures are of."""
-    tracked = {split: tracking.log_dataset(dataset, split) for split in SPLITS}
+def _log_data(dataset: Dataset) -> MlflowDataset:
+    """Log all three splits; returns the test split, which the metrics are about."""
+    logged = {split: tracking.log_dataset(dataset, split) for split in SPLITS}
     mlflow.set_tag("data.digest", dataset.digest())
     mlflow.log_params({"data.digest": dataset.digest(), "data.classes": ", ".join(dataset.classes)[:500]})
     if dataset.problems:
-        mlflow.log_text("\n".join(dataset.problems) + "\n", "data/left_out.txt")
-        log(f"{len(dataset.problems)} problems with the data (data/left_out.txt in the run), such as: {dataset.problems[0]}")
-    return tracked["test"]
+        mlflow.log_text("\n".join(dataset.problems) + "\n", "data/problems.txt")
+        log(f"{len(dataset.problems)} problems with the data (data/problems.txt in the run), such as: {dataset.problems[0]}")
+    return logged["test"]
 
 
 def _describe(config: TrainingConfig, fitted: FitResult, backbone: Backbone, run_id: str) -> Description:
@@ -117,19 +135,19 @@ def _describe(config: TrainingConfig, fitted: FitResult, backbone: Backbone, run
         "seed": config.seed,
     }
     classes, spec = fitted.dataset.classes, backbone.preprocess
-    return Description(backbone.name, classes, spec, fitted.temperature, fitted.threshold, provenance)
+    return Description(backbone.name, classes, spec, fitted.temperature, fitted.ood_threshold, provenance)
 
 
-def _pictures(dataset: Dataset) -> list[bytes]:
-    """Training pictures, evenly over all classes."""
+def _verification_images(dataset: Dataset) -> list[bytes]:
+    """Training images, evenly over all classes."""
     examples = dataset.splits["train"]
-    count = min(len(examples), _AGREEMENT_PICTURES)
+    count = min(len(examples), _VERIFICATION_IMAGES)
     return [examples[k * len(examples) // count].path.read_bytes() for k in range(count)]
 
 
-def _log_card(text: str, model_id: str) -> None:
-    mlflow.log_text(text, model_card.CARD)
+def _log_card(card: str, model_id: str) -> None:
+    mlflow.log_text(card, model_card.FILE_NAME)
     with tempfile.TemporaryDirectory() as scratch:
-        (Path(scratch) / model_card.CARD).write_text(text, encoding="utf-8")
+        (Path(scratch) / model_card.FILE_NAME).write_text(card, encoding="utf-8")
         mlflow.MlflowClient().log_model_artifacts(model_id, scratch)
-    mlflow.set_tag(internals.NOTE_TAG, text)
+    mlflow.set_tag(internals.NOTE_TAG, card)
