@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 from collections.abc import Iterator
 
 import mlflow
@@ -148,6 +149,17 @@ def test_a_store_that_cannot_be_written_is_named():
         tracking.run(),
     ):
         pytest.fail("there is no such store")
+
+
+def test_a_server_that_nobody_runs_is_named(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    os.environ.pop("MLFLOW_EXPERIMENT_ID", None)
+    with socket.socket() as nobody:
+        nobody.bind(("127.0.0.1", 0))  # taken, but nobody listens
+        uri = f"http://127.0.0.1:{nobody.getsockname()[1]}"
+        mlflow.set_tracking_uri(uri)
+        with pytest.raises(TrackingError, match=f"cannot use the tracking store {uri} "), tracking.run():
+            pytest.fail("there is no such server")
 
 
 def test_the_experiment_page_gets_a_description_and_a_view_but_keeps_what_a_user_wrote(client: mlflow.MlflowClient):
