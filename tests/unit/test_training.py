@@ -229,7 +229,6 @@ def test_weights_of_another_network_are_refused(weights: Path):
         load_backbone("resnet18", str(weights), 2, seed=0)
 
 
-@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
 @pytest.mark.parametrize("content", [b"", b"not a state_dict at all", b"\x80\x04K\x01."])
 def test_a_file_that_is_no_state_dict_is_refused(content: bytes, tmp_path: Path):
     (tmp_path / "w.pth").write_bytes(content)
