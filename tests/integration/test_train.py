@@ -25,7 +25,7 @@ from catdog_pyfunc.pipeline.training.train import train
 from tests.project import MODEL, Project, make_project
 
 SMALL = {"image_size": 64, "batch_size": 16}
-SCRATCH = TrainingConfig(weights="none", backbone="shufflenet_v2_x0_5", finetune_epochs=3, **SMALL)  # type: ignore[arg-type]
+SCRATCH = TrainingConfig(weights="none", backbone="shufflenet_v2_x0_5", image_size=32, finetune_epochs=3)
 
 
 @pytest.fixture(scope="module")

@@ -206,6 +206,12 @@ def test_a_mistake_is_a_message_and_a_failed_run(words: list[str], message: str,
     assert [run.info.status for run in runs(project) if run.info.run_id not in before] == ["FAILED"]
 
 
+def test_a_run_keeps_the_name_that_its_user_gave(project: Project):
+    project.run("--run-name", "resnet-lr-3", "-P", "data=/no/such/folder")
+    (run,) = (run for run in runs(project) if run.data.params.get("data") == "/no/such/folder")
+    assert run.info.run_name == "resnet-lr-3"
+
+
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
