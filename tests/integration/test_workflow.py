@@ -1,4 +1,4 @@
-"""Train, track, register, promote: what stands in MLflow afterwards, and what a mistake leaves behind."""
+"""The commands of MLproject: what they leave in MLflow, what their errors say, and how an interrupted one ends."""
 
 from __future__ import annotations
 
@@ -7,14 +7,20 @@ import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import time
+from collections.abc import Callable
 from pathlib import Path
 
+import mlflow
 import pytest
 from mlflow.entities import Run
 
+from catdog_pyfunc.errors import CatDogError, InvalidSetting, RegistryError
+from catdog_pyfunc.pipeline import tracking
+from catdog_pyfunc.pipeline.registry import versions
+from catdog_pyfunc.pipeline.registry.gate import Thresholds
+from catdog_pyfunc.pipeline.registry.promotion import Promotion, promote
 from tests.project import MODEL, REPOSITORY, Project, make_project
 
 
@@ -55,14 +61,14 @@ def test_metrics_come_per_step_and_final(project: Project):
     assert len(history) >= 4
 
 
-def test_the_data_sets_are_inputs_with_digest_and_class_counts(project: Project):
+def test_the_splits_are_inputs_with_digest_and_class_counts(project: Project):
     inputs = {entry.tags[0].value: entry.dataset for entry in training_run(project).inputs.dataset_inputs}
     assert set(inputs) == {"training", "validation", "testing"}
     assert '"classes": {"cat": 30, "dog": 30}' in inputs["training"].profile
     assert len({dataset.digest for dataset in inputs.values()}) == 3
 
 
-def test_plots_pictures_and_card_are_artifacts(project: Project):
+def test_plots_images_and_card_are_artifacts(project: Project):
     run = training_run(project)
     assert artifacts(project, run, "plots") == {
         f"plots/{name}.png"
@@ -165,13 +171,13 @@ def test_training_can_leave_the_registry_alone_and_fine_tune(project: Project, d
     assert "plots/curves_finetune.png" in artifacts(project, project.client().get_run(run_id), "plots")
 
 
-def test_broken_and_leaking_pictures_are_named_and_do_not_stop_the_run(
+def test_corrupt_and_leaking_images_are_named_and_do_not_stop_the_run(
     project: Project, drawn: Path, weights: Path, tmp_path: Path
 ):
     photos = tmp_path / "photos"
     shutil.copytree(drawn, photos)
     (photos / "train" / "cat" / "cut.jpg").write_bytes((drawn / "val" / "cat" / "cat-0000.jpg").read_bytes()[:700])
-    (photos / "test" / "dog" / "text.png").write_text("no picture")
+    (photos / "test" / "dog" / "text.png").write_text("no image")
     shutil.copy(drawn / "test" / "cat" / "cat-0000.jpg", photos / "train" / "cat" / "leak.jpg")
     (photos / "train" / "empty").mkdir()
     done = project.run(
@@ -179,90 +185,54 @@ def test_broken_and_leaking_pictures_are_named_and_do_not_stop_the_run(
     )
     assert done.returncode == 0, done.stderr
     run_id = re.search(r"runs:/(\w+)/model", done.stdout)[1]  # type: ignore[index]
-    named = Path(project.client().download_artifacts(run_id, "data/left_out.txt", str(tmp_path))).read_text()
+    named = Path(project.client().download_artifacts(run_id, "data/problems.txt", str(tmp_path))).read_text()
     assert all(part in named for part in ("cut.jpg", "text.png", "leak.jpg", "'empty'"))
-
-
-@pytest.mark.parametrize(
-    ("parameters", "message"),
-    [
-        (["data=/no/such/folder"], "data folder /no/such/folder does not exist"),
-        (["data={one_class}"], "training pictures of 1 class (cat); at least 2"),
-        (["data={empty}"], "holds no readable pictures"),
-        (["data={broken}"], "holds no readable pictures"),
-        (["data={drawn}", "backbone=resnet19"], "backbone 'resnet19' is not in torchvision.models"),
-        (["data={drawn}", "weights={weights}", "backbone=resnet18"], "belong to another network"),
-        (["data={drawn}", "weights=/no/such.pth"], "weights /no/such.pth is not a file"),
-        (["data={drawn}", "weights={weights}", "image_size=7"], "image_size is 7"),
-    ],
-)
-def test_bad_input_is_named_and_leaves_nothing_half_done(
-    parameters: list[str], message: str, project: Project, drawn: Path, weights: Path, tmp_path: Path
-):
-    one_class, empty, broken = tmp_path / "one", tmp_path / "empty", tmp_path / "broken"
-    shutil.copytree(drawn / "train" / "cat", one_class / "cat")
-    empty.mkdir()
-    for split in ("train", "val", "test"):
-        for label in ("cat", "dog"):
-            for number in range(3):
-                file = broken / split / label / f"{number}.jpg"
-                file.parent.mkdir(parents=True, exist_ok=True)
-                file.write_bytes(b"\xff\xd8\xff broken " + f"{split}{label}{number}".encode())
-    places = {"one_class": one_class, "empty": empty, "broken": broken, "drawn": drawn, "weights": weights}
-    given = dict(parameter.format(**places).split("=", 1) for parameter in ["weights={weights}", *parameters])
-    words = [word for name, value in given.items() for word in (f"--{name.replace('_', '-')}", value)]
-    before = {run.info.run_id for run in runs(project)}
-    versions = len(project.client().search_model_versions(f"name='{MODEL}'"))
-    done = project.command("python", "-m", "scripts.train", *words, MLFLOW_EXPERIMENT_NAME="catdog")
-    assert done.returncode != 0
-    assert message in done.stderr
-    assert "Traceback" not in done.stderr
-    (new,) = (run for run in runs(project) if run.info.run_id not in before)
-    assert new.info.status == "FAILED"
-    assert not (new.outputs and new.outputs.model_outputs)
-    assert len(project.client().search_model_versions(f"name='{MODEL}'")) == versions
 
 
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["-e", "register", "-P", "run_id=0123456789abcdef0123456789abcdef"], "is not in sqlite:///"),
-        (["-e", "promote", "-P", "version=99"], "'CatDogClassifier' has no version '99'"),
-        (["-e", "promote", "-P", "version=two"], "has no version 'two'"),
-        (["-e", "promote", "-P", "version=1", "-P", "name=Nobody"], "there is no such model"),
-        (["-e", "promote", "-P", "version=1", "-P", "alias=latest"], "alias 'latest' is not allowed"),
-        (["-e", "evaluate", "-P", "model_uri=models:/Nobody@production"], "model models:/Nobody@production can't be had"),
-        (["-e", "predict", "-P", "photo=/no/such.jpg"], "no such photo: /no/such.jpg"),
+        (["-P", "finetune_epochs=0"], "finetune_epochs is 0 and weights are 'none' (the default for the sample)"),
+        (["-e", "evaluate", "-P", "model_uri=models:/Nobody@production"], "models:/Nobody@production"),
+        (["-e", "predict", "-P", "image=/no/such.jpg"], "/no/such.jpg"),
     ],
 )
-def test_unknown_runs_versions_and_models_are_named(words: list[str], message: str, project: Project):
+def test_a_mistake_is_a_message_and_a_failed_run(words: list[str], message: str, project: Project):
+    before = {run.info.run_id for run in runs(project)}
     done = project.run(*words)
     assert done.returncode != 0
-    assert message in done.stderr
+    assert re.search(rf"^Error: .*{re.escape(message)}", done.stderr, re.MULTILINE), done.stderr
+    assert "Traceback" not in done.stderr
+    assert [run.info.status for run in runs(project) if run.info.run_id not in before] == ["FAILED"]
+
+
+def test_a_run_keeps_the_name_that_its_user_gave(project: Project):
+    project.run("--run-name", "resnet-lr-3", "-P", "data=/no/such/folder")
+    (run,) = (run for run in runs(project) if run.data.params.get("data") == "/no/such/folder")
+    assert run.info.run_name == "resnet-lr-3"
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (lambda: versions.register("0123456789abcdef0123456789abcdef"), RegistryError, "run '0123456789abcdef"),
+        (lambda: promote(Promotion("99"), Thresholds()), RegistryError, "no version '99'"),
+        (lambda: promote(Promotion("two"), Thresholds()), RegistryError, "no version 'two'"),
+        (lambda: promote(Promotion("1", name="Nobody"), Thresholds()), RegistryError, "'Nobody'"),
+        (lambda: promote(Promotion("1", alias="latest"), Thresholds()), InvalidSetting, "alias 'latest' is not allowed"),
+    ],
+)
+def test_unknown_runs_versions_and_models_are_named(
+    call: Callable[[], object], error: type[CatDogError], message: str, project: Project
+):
+    mlflow.set_tracking_uri(project.tracking_uri)
+    try:
+        with pytest.raises(error, match=message), tracking.run():
+            call()
+    finally:
+        mlflow.set_tracking_uri(None)
     assert not any(run.info.status == "RUNNING" for run in runs(project))
     assert str(project.client().get_model_version_by_alias(MODEL, "production").version) == "2"
-
-
-def test_an_unwritable_tracking_store_is_named(project: Project, drawn: Path):
-    done = project.command(
-        "python", "-m", "scripts.train", "--data", str(drawn), MLFLOW_TRACKING_URI="sqlite:////proc/no/mlflow.db"
-    )
-    assert done.returncode != 0
-    assert "the tracking store sqlite:////proc/no/mlflow.db can't be used" in done.stderr
-    assert "Traceback" not in done.stderr
-
-
-def test_an_unreachable_tracking_server_is_named(project: Project, drawn: Path):
-    with socket.socket() as nobody:
-        nobody.bind(("127.0.0.1", 0))  # taken, but nobody listens
-        uri = f"http://127.0.0.1:{nobody.getsockname()[1]}"
-        done = project.command(
-            *("python", "-m", "scripts.train", "--data", str(drawn)),
-            MLFLOW_TRACKING_URI=uri,
-            MLFLOW_HTTP_REQUEST_MAX_RETRIES="1",
-        )
-    assert done.returncode != 0
-    assert f"the tracking store {uri} can't be used" in done.stderr
 
 
 @pytest.mark.parametrize(("number", "to_all"), [(signal.SIGINT, True), (signal.SIGTERM, False)])

@@ -1,8 +1,11 @@
+"""Class folders → splits: by content digest, without leaks, with everything left out named."""
+
 from __future__ import annotations
 
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from catdog_pyfunc.errors import InvalidData
@@ -13,7 +16,7 @@ from catdog_pyfunc.pipeline.data.dataset import SPLITS, read_folder
 
 @pytest.fixture
 def flat(drawn: Path, tmp_path: Path) -> Path:
-    """Class folders alone, 54 pictures each."""
+    """Class folders only, 54 images each."""
     for label in ("cat", "dog"):
         for split in SPLITS:
             for path in (drawn / split / label).iterdir():
@@ -23,7 +26,7 @@ def flat(drawn: Path, tmp_path: Path) -> Path:
     return tmp_path / "flat"
 
 
-def test_three_sides_are_taken_as_they_are(drawn: Path):
+def test_three_splits_are_taken_as_they_are(drawn: Path):
     dataset = read_folder(drawn)
     assert dataset.classes == ("cat", "dog")
     assert dataset.counts("train") == {"cat": 30, "dog": 30}
@@ -35,7 +38,7 @@ def test_class_folders_are_split_by_content_and_adding_moves_nothing(flat: Path,
     before = read_folder(flat)
     assert all(min(before.counts(split).values()) > 0 for split in SPLITS)
     place = {example.digest: split for split in SPLITS for example in before.splits[split]}
-    (flat / "cat" / "new.jpg").write_bytes(synthetic.draw("cat", __import__("numpy").random.default_rng(99)))
+    (flat / "cat" / "new.jpg").write_bytes(synthetic.draw("cat", np.random.default_rng(99)))
     moved = flat / "cat" / "train-cat-0000.jpg"
     moved.rename(moved.with_name("renamed.jpg"))
     after = {e.digest: split for split in SPLITS for e in read_folder(flat).splits[split]}
@@ -43,7 +46,18 @@ def test_class_folders_are_split_by_content_and_adding_moves_nothing(flat: Path,
     assert all(after[digest] == split for digest, split in place.items())
 
 
-def test_a_missing_side_is_taken_out_of_train(drawn: Path, tmp_path: Path):
+def test_val_and_test_get_15_percent_each(tmp_path: Path):
+    for label in ("cat", "dog"):
+        (tmp_path / label).mkdir()
+        for number in range(1_000):
+            (tmp_path / label / f"{number}.jpg").write_text(f"{label} {number}")  # listing does not decode
+    counts = {split: len(images) for split, images in read_folder(tmp_path).splits.items()}
+    assert sum(counts.values()) == 2_000
+    assert counts["val"] == pytest.approx(300, abs=60)  # 4 standard deviations
+    assert counts["test"] == pytest.approx(300, abs=60)
+
+
+def test_a_missing_split_is_taken_out_of_train(drawn: Path, tmp_path: Path):
     shutil.copytree(drawn / "train", tmp_path / "train")
     shutil.copytree(drawn / "test", tmp_path / "test")
     dataset = read_folder(tmp_path)
@@ -60,17 +74,24 @@ def test_any_number_of_classes_in_sorted_order(drawn: Path, tmp_path: Path):
     assert read_folder(tmp_path).classes == ("ant", "mole", "zebra")
 
 
-def test_a_picture_on_two_sides_stays_only_where_it_measures(drawn: Path, tmp_path: Path):
+def test_an_image_in_several_splits_stays_only_in_the_one_that_evaluates(drawn: Path, tmp_path: Path):
     shutil.copytree(drawn, tmp_path / "photos")
     leak = tmp_path / "photos" / "train" / "cat" / "leak.jpg"
     shutil.copy(drawn / "test" / "cat" / "cat-0000.jpg", leak)
     dataset = read_folder(tmp_path / "photos")
     assert dataset.counts("train")["cat"] == 30
     assert dataset.counts("test")["cat"] == 12
-    assert dataset.problems == (f"{leak}: the same picture is in 'test' too: left out of 'train'",)
+    assert dataset.problems == (f"{leak}: the same image is in 'test' too: left out of 'train'",)
 
 
-def test_what_is_left_out_is_named(drawn: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_an_image_in_two_classes_is_named(drawn: Path, tmp_path: Path):
+    shutil.copytree(drawn, tmp_path / "photos")
+    shutil.copy(drawn / "train" / "cat" / "cat-0000.jpg", tmp_path / "photos" / "train" / "dog" / "no-dog.jpg")
+    (problem,) = read_folder(tmp_path / "photos").problems
+    assert "is in several classes (cat, dog)" in problem
+
+
+def test_what_is_left_out_is_named(drawn: Path, tmp_path: Path):
     root = tmp_path / "photos"
     shutil.copytree(drawn, root)
     (root / "train" / "bird").mkdir()
@@ -78,9 +99,9 @@ def test_what_is_left_out_is_named(drawn: Path, tmp_path: Path, monkeypatch: pyt
     (root / "train" / "cat" / ".DS_Store").write_text("")
     (root / "train" / "dog" / "gone.jpg").symlink_to(root / "nowhere.jpg")
     problems = "\n".join(read_folder(root).problems)
-    assert "class 'bird' has no pictures" in problems
-    assert "notes.txt: .txt is not a picture's suffix" in problems
-    assert "gone.jpg: can't be read" in problems
+    assert "class 'bird' has no images" in problems
+    assert "notes.txt: .txt is not an image suffix" in problems
+    assert "gone.jpg: cannot be read" in problems
     assert "DS_Store" not in problems
 
 
@@ -91,13 +112,13 @@ def test_an_unreadable_folder_is_named(drawn: Path, tmp_path: Path, monkeypatch:
     locked.mkdir()
     scandir = dataset_module.os.scandir
 
-    def guarded(path: str):  # root may read everything: the refusal has to be played
+    def guarded(path: str):  # tests may run as root, who may read everything
         if str(path) == str(locked):
             raise PermissionError(13, "Permission denied", str(path))
         return scandir(path)
 
     monkeypatch.setattr(dataset_module.os, "scandir", guarded)
-    assert read_folder(root).problems == (f"{locked}: can't be read (Permission denied): left out",)
+    assert read_folder(root).problems == (f"{locked}: cannot be read (Permission denied): left out",)
 
 
 @pytest.mark.parametrize(
@@ -105,11 +126,11 @@ def test_an_unreadable_folder_is_named(drawn: Path, tmp_path: Path, monkeypatch:
     [
         (lambda root: None, "does not exist"),
         (lambda root: root.write_text("x"), "is not a folder"),
-        (lambda root: root.mkdir(), "holds no readable pictures"),
-        (lambda root: (root / "cat").mkdir(parents=True), "class 'cat' has no pictures"),
+        (lambda root: root.mkdir(), "has no readable images"),
+        (lambda root: (root / "cat").mkdir(parents=True), "class 'cat' has no images"),
     ],
 )
-def test_nothing_to_learn_from_is_an_error(build, message: str, tmp_path: Path):
+def test_nothing_to_train_on_is_an_error(build, message: str, tmp_path: Path):
     build(tmp_path / "photos")
     with pytest.raises(InvalidData, match=message):
         read_folder(tmp_path / "photos")
@@ -117,22 +138,22 @@ def test_nothing_to_learn_from_is_an_error(build, message: str, tmp_path: Path):
 
 def test_one_class_is_too_few(drawn: Path, tmp_path: Path):
     shutil.copytree(drawn / "train" / "cat", tmp_path / "photos" / "cat")
-    with pytest.raises(InvalidData, match=r"training pictures of 1 class .cat.; at least 2"):
+    with pytest.raises(InvalidData, match=r"training images of 1 class .cat.; at least 2"):
         read_folder(tmp_path / "photos")
 
 
-def test_for_measuring_one_side_is_enough(drawn: Path, tmp_path: Path):
+def test_one_split_is_enough_for_evaluation(drawn: Path, tmp_path: Path):
     shutil.copytree(drawn / "test", tmp_path / "photos" / "test")
     dataset = read_folder(tmp_path / "photos", "test")
     assert dataset.counts("test") == {"cat": 12, "dog": 12}
     assert dataset.digest("test") == read_folder(drawn).digest("test")
-    with pytest.raises(InvalidData, match="no pictures in 'train': give another split, or 'all'"):
+    with pytest.raises(InvalidData, match="no images in 'train': give another split, or 'all'"):
         read_folder(tmp_path / "photos", "train")
-    with pytest.raises(InvalidData, match="training pictures of 0 class"):
+    with pytest.raises(InvalidData, match="training images of 0 class"):
         read_folder(tmp_path / "photos")
 
 
-def test_all_sides_together_are_every_picture(flat: Path, drawn: Path, tmp_path: Path):
+def test_all_is_every_image(flat: Path, drawn: Path, tmp_path: Path):
     assert read_folder(flat, dataset_module.ALL).counts(dataset_module.ALL) == {"cat": 54, "dog": 54}
     assert read_folder(flat).digest(dataset_module.ALL) == read_folder(flat).digest()
     few = tmp_path / "few" / "cat"
@@ -147,7 +168,7 @@ def test_a_class_may_be_called_test(drawn: Path, tmp_path: Path):
     assert read_folder(tmp_path / "photos").classes == ("control", "test")
 
 
-def test_the_digest_names_the_content(drawn: Path, tmp_path: Path):
+def test_the_digest_is_of_the_content(drawn: Path, tmp_path: Path):
     shutil.copytree(drawn, tmp_path / "photos")
     assert read_folder(tmp_path / "photos").digest() == read_folder(drawn).digest()
     (tmp_path / "photos" / "train" / "cat" / "cat-0000.jpg").unlink()
@@ -156,8 +177,8 @@ def test_the_digest_names_the_content(drawn: Path, tmp_path: Path):
     assert changed.digest("test") == read_folder(drawn).digest("test")
 
 
-def test_the_pets_come_by_torchvisions_own_class(drawn: Path, tmp_path: Path):
-    """A small tree of the layout that torchvision downloads."""
+def test_the_pets_are_read_by_torchvisions_own_class(drawn: Path, tmp_path: Path):
+    """In a small tree with the layout of what torchvision downloads."""
     root = tmp_path / "oxford-iiit-pet"
     (root / "images").mkdir(parents=True)
     (root / "annotations" / "trimaps").mkdir(parents=True)
@@ -170,16 +191,16 @@ def test_the_pets_come_by_torchvisions_own_class(drawn: Path, tmp_path: Path):
             lines[torchvision_split].append(f"{name} {species} {species} {number}")
     for split, text in lines.items():
         (root / "annotations" / f"{split}.txt").write_text("\n".join(text) + "\n")
-    dataset = catalog.open_pets(tmp_path)
+    dataset = catalog.load_pets(tmp_path)
     assert dataset.classes == ("cat", "dog")
     assert dataset.counts("test") == {"cat": 12, "dog": 12}
     assert len(dataset.splits["train"]) + len(dataset.splits["val"]) == 60
 
 
-def test_pets_without_a_network_say_what_else_there_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_pets_without_a_network_name_the_alternatives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     def unreachable(*args: object, **options: object) -> None:
         raise OSError("no route to host")
 
     monkeypatch.setattr("torchvision.datasets.oxford_iiit_pet.download_and_extract_archive", unreachable)
-    with pytest.raises(InvalidData, match=r"can't be downloaded .*no route to host.*'sample'"):
-        catalog.open_pets(tmp_path)
+    with pytest.raises(InvalidData, match=r"cannot download .*no route to host.*'sample'"):
+        catalog.load_pets(tmp_path)

@@ -1,4 +1,4 @@
-"""A run's pictures, found again from what MLflow stores: the same ones, or a message that they changed."""
+"""A run's images, opened again from what MLflow stores: exactly the same, or an error that they have changed."""
 
 from __future__ import annotations
 
@@ -20,47 +20,47 @@ def photos(drawn: Path, tmp_path: Path) -> Path:
     return tmp_path / "photos"
 
 
-def source_of_side(photos: Path, split: str) -> ImageFolderSource:
+def source_of_split(photos: Path, split: str) -> ImageFolderSource:
     dataset = catalog.load_dataset(str(photos))
     return ImageFolderSource(dataset.source, split, dataset.digest(split))
 
 
-def test_the_same_pictures_come_back(photos: Path):
-    source = source_of_side(photos, "test")
+def test_the_same_images_are_opened_again(photos: Path):
+    source = source_of_split(photos, "test")
     again = ImageFolderSource.from_json(source.to_json())
     assert again == source
     assert again.load().digest("test") == source.digest
 
 
-def test_other_pictures_are_refused_with_both_digests(photos: Path):
-    source = source_of_side(photos, "test")
+def test_other_images_are_refused_with_both_digests(photos: Path):
+    source = source_of_split(photos, "test")
     (photos / "test" / "cat" / "cat-0000.jpg").unlink()
     now = catalog.load_dataset(str(photos)).digest("test")
-    with pytest.raises(InvalidData, match=f"other pictures in 'test' than the run had: digest {now}, not {source.digest}"):
+    with pytest.raises(InvalidData, match=f"other images in 'test' than the run had: digest {now}, not {source.digest}"):
         source.load()
 
 
-def test_another_side_may_change(photos: Path):
-    source = source_of_side(photos, "test")
+def test_another_split_may_change(photos: Path):
+    source = source_of_split(photos, "test")
     (photos / "train" / "cat" / "cat-0000.jpg").unlink()
     assert source.load().digest("test") == source.digest
 
 
 def test_a_folder_that_is_gone_is_named(photos: Path):
-    source = source_of_side(photos, "test")
+    source = source_of_split(photos, "test")
     shutil.rmtree(photos)
     with pytest.raises(InvalidData, match="does not exist"):
         source.load()
 
 
-def test_what_training_left_out_as_broken_is_left_out_again(photos: Path):
-    broken = photos / "test" / "cat" / "broken.jpg"
-    broken.write_bytes((photos / "test" / "cat" / "cat-0000.jpg").read_bytes()[:700])
+def test_images_that_training_left_out_as_corrupt_are_left_out_again(photos: Path):
+    corrupt = photos / "test" / "cat" / "corrupt.jpg"
+    corrupt.write_bytes((photos / "test" / "cat" / "cat-0000.jpg").read_bytes()[:700])
     listed = catalog.load_dataset(str(photos))
     trained_on = listed.drop(find_corrupt(listed.examples("all"), Preprocess(96, 99)))
     loaded = ImageFolderSource(str(photos), "test", trained_on.digest("test")).load()
     assert len(loaded.splits["test"]) == 24
-    assert str(broken) in loaded.problems[-1]
+    assert str(corrupt) in loaded.problems[-1]
     assert len(ImageFolderSource(str(photos), "test", listed.digest("test")).load().splits["test"]) == 25
 
 

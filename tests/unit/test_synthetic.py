@@ -1,3 +1,5 @@
+"""The synthetic sample: reproducible, kept, and not solved by a trivial rule."""
+
 from __future__ import annotations
 
 import io
@@ -9,13 +11,13 @@ from PIL import Image
 from catdog_pyfunc.pipeline.data import synthetic
 
 
-def thumbnails(root: Path, side: str) -> tuple[np.ndarray, np.ndarray]:
-    files = sorted((root / side).glob("*/*.jpg"))
+def thumbnails(root: Path, split: str) -> tuple[np.ndarray, np.ndarray]:
+    files = sorted((root / split).glob("*/*.jpg"))
     small = [np.asarray(Image.open(file).resize((8, 8))).ravel() / 255 for file in files]
     return np.stack(small), np.array([file.parent.name == "dog" for file in files])
 
 
-def test_the_same_seed_draws_the_same_picture():
+def test_the_same_seed_draws_the_same_image():
     one, again, other = (synthetic.draw("cat", np.random.default_rng(seed)) for seed in (1, 1, 2))
     assert one == again
     assert one != other
@@ -23,7 +25,7 @@ def test_the_same_seed_draws_the_same_picture():
 
 
 def test_a_trivial_rule_fails(tmp_path: Path):
-    """Ridge regression on colours and on 8x8 thumbnails stays far from what a network reaches."""
+    """Ridge regression on colours and on 8x8 thumbnails stays far below a network's accuracy."""
     root = synthetic.make(tmp_path, {"train": 150, "val": 1, "test": 100})
     x, y = thumbnails(root, "train")
     x_test, y_test = thumbnails(root, "test")
@@ -33,7 +35,7 @@ def test_a_trivial_rule_fails(tmp_path: Path):
         assert ((b @ rule > 0) == y_test).mean() < 0.8
 
 
-def test_what_is_drawn_is_kept(tmp_path: Path):
+def test_the_sample_is_drawn_once(tmp_path: Path):
     counts = {"train": 2, "val": 1, "test": 1}
     first = synthetic.make(tmp_path, counts)
     stamps = {path: path.stat().st_mtime_ns for path in first.rglob("*.jpg")}

@@ -68,8 +68,8 @@ def train(config: TrainingConfig) -> TrainingResult:
         >>> from catdog_pyfunc.pipeline.training.config import TrainingConfig
         >>> from catdog_pyfunc.pipeline.training.train import train
         >>> result = train(TrainingConfig(data="photos", weights="weights.pth"))
-        >>> result.evaluation.accuracy.value > 0.5
-        True
+        >>> result.evaluation.classes
+        ('cat', 'dog')
         >>> print(f"models:/CatDogClassifier/{result.version}")
         models:/CatDogClassifier/1
     """
