@@ -6,6 +6,7 @@ import contextlib
 import csv
 import io
 import math
+from dataclasses import dataclass
 from pathlib import Path
 
 import mlflow
@@ -30,6 +31,28 @@ ARTIFACTS = {
     "metrics": "tables/metrics.csv",
 }
 """What every evaluation leaves in its run: name → path."""
+
+
+@dataclass(frozen=True)
+class EvaluationConfig:
+    """Which model is evaluated on which images.
+
+    Attributes:
+        model_uri: Any pyfunc model that answers with `label` and `confidence`.
+        data: A folder with one sub-folder per class, "sample" or "oxford-iiit-pet".
+        split: "train", "val", "test" or "all".
+        seed: Seed of the bootstrap intervals.
+    """
+
+    model_uri: str = "models:/CatDogClassifier@production"
+    data: str = catalog.SAMPLE
+    split: str = "test"
+    seed: int = 0
+
+
+def evaluate_model(config: EvaluationConfig) -> Evaluation:
+    """Evaluate a model in the active run."""
+    return measure(config.model_uri, config.data, config.split)
 
 
 def measure(model_uri: str, data: str, split: str = "test") -> Evaluation:
