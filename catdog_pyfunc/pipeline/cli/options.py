@@ -90,13 +90,14 @@ def options_from(config: type, **choices: Sequence[str]) -> Callable[[Function],
     def decorate(function: Function) -> Function:
         for parameter in reversed(parameters(config)):
             name = parameter.name
+            # Click takes `default=None` for a default, too.
+            default = {"required": True} if parameter.default is None else {"default": parameter.default}
             function = click.option(
                 parameter.flag,
                 type=click.Choice(choices[name]) if name in choices else parameter.type,
-                default=parameter.default,
-                required=parameter.default is None,
                 show_default=parameter.default not in (None, ""),
                 help=parameter.help,
+                **default,
             )(function)
         return function
 
