@@ -298,25 +298,22 @@ def test_an_interruption_before_the_run_began_ends_the_run_of_mlflow_run(monkeyp
 # What commands print
 
 
-@pytest.mark.parametrize(
-    ("given", "registered"),
-    [([], "CatDogClassifier"), (["--registered-model", "None"], ""), (["--registered-model", ""], "")],
-)
-def test_train_registers_unless_told_not_to(
-    given: list[str], registered: str, store: mlflow.MlflowClient, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("registered_model", "version"), [("Pets", "4"), ("none", None)])
+def test_train_says_what_it_made(
+    registered_model: str, version: str | None, store: mlflow.MlflowClient, monkeypatch: pytest.MonkeyPatch
 ):
     configs: list[TrainingConfig] = []
 
     def train(config: TrainingConfig) -> SimpleNamespace:
         configs.append(config)
         evaluation = SimpleNamespace(accuracy="0.9860 (0.9790–0.9910)")
-        return SimpleNamespace(evaluation=evaluation, model_uri="runs:/1/model", version="4" if registered else None)
+        return SimpleNamespace(evaluation=evaluation, model_uri="runs:/1/model", version=version)
 
     monkeypatch.setitem(sys.modules, "catdog_pyfunc.pipeline.training.train", SimpleNamespace(train=train))
-    done = run("train", "--seed", "3", *given)
-    assert configs == [TrainingConfig(seed=3, registered_model=registered)], done.output
+    done = run("train", "--seed", "3", "--registered-model", registered_model)
+    assert configs == [TrainingConfig(seed=3, registered_model=registered_model)], done.output
     printed = ["test accuracy 0.9860 (0.9790–0.9910)", "model runs:/1/model"]
-    printed += ["registered as models:/CatDogClassifier/4; next: catdog promote --version 4"] if registered else []
+    printed += ["registered as models:/Pets/4; next: catdog promote --version 4 --name Pets"] if version else []
     assert done.output.splitlines()[-len(printed) :] == printed
 
 
@@ -324,5 +321,5 @@ def test_the_next_command_is_one_that_the_user_has(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(tracking, "run_of_project", contextlib.nullcontext)
     monkeypatch.setattr(versions, "register", lambda run_id, name: SimpleNamespace(version=7))
     assert run("register", "--run-id", "1").output.endswith("; next: catdog promote --version 7\n")
-    by_mlflow = run("register", "--run-id", "1", MLFLOW_RUN_ID="0123")
-    assert by_mlflow.output.endswith("; next: mlflow run . -e promote -P version=7\n")
+    by_mlflow = run("register", "--run-id", "1", "--name", "my pets", MLFLOW_RUN_ID="0123")
+    assert by_mlflow.output.endswith("; next: mlflow run . -e promote -P version=7 -P 'name=my pets'\n")

@@ -26,6 +26,7 @@ COMMANDS = {
     "predict": "Predict the class of images.",
 }
 """Name → summary. Each is the `command` of the module of the same name in this package."""
+MLFLOW_RUN = "mlflow run"  # the context's `obj` in a process that `mlflow run` has started
 
 
 class _LazyGroup(click.Group):
@@ -58,14 +59,8 @@ def catdog(ctx: click.Context) -> None:
     The tracking server is MLFLOW_TRACKING_URI, the experiment MLFLOW_EXPERIMENT_NAME ("catdog" if unset).
     """
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")  # one bar per small file otherwise
-    ctx.obj = "mlflow run" if "MLFLOW_RUN_ID" in os.environ else "catdog"  # MLflow unsets it when the run starts
-
-
-def next_command(command: str, **options: str) -> str:
-    """Format the command to run next, for `mlflow run` if that started this process and for `catdog` otherwise."""
-    if click.get_current_context().find_root().obj == "mlflow run":
-        return " ".join([f"mlflow run . -e {command}", *(f"-P {name}={value}" for name, value in options.items())])
-    return " ".join([f"catdog {command}", *(f"--{name.replace('_', '-')} {value}" for name, value in options.items())])
+    if "MLFLOW_RUN_ID" in os.environ:  # MLflow unsets it when the run starts
+        ctx.obj = MLFLOW_RUN
 
 
 @contextlib.contextmanager

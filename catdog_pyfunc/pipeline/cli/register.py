@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from catdog_pyfunc.pipeline import tracking
-from catdog_pyfunc.pipeline.cli.main import next_command
+from catdog_pyfunc.pipeline.cli.next_step import promote_command
 from catdog_pyfunc.pipeline.registry import versions
 
 
@@ -15,6 +15,5 @@ from catdog_pyfunc.pipeline.registry import versions
 def command(run_id: str, name: str) -> None:
     """Register a run's model as a new version."""
     with tracking.run_of_project(f"register {run_id[:8]}"):
-        version = versions.register(run_id, name).version
-    promote = next_command("promote", version=str(version))
-    click.echo(f"the model of run {run_id} is models:/{name}/{version}; next: {promote}")
+        version = str(versions.register(run_id, name).version)
+    click.echo(f"the model of run {run_id} is models:/{name}/{version}; next: {promote_command(name, version)}")

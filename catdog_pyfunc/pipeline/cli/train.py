@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from catdog_pyfunc.pipeline import tracking
-from catdog_pyfunc.pipeline.cli.main import next_command
+from catdog_pyfunc.pipeline.cli.next_step import promote_command
 from catdog_pyfunc.pipeline.cli.options import build, options_from
 from catdog_pyfunc.pipeline.training.config import TrainingConfig
 
@@ -13,16 +13,15 @@ from catdog_pyfunc.pipeline.training.config import TrainingConfig
 @click.command("train")
 @options_from(TrainingConfig)
 @click.option("--run-name", default="", show_default=False, help="Name of the MLflow run; by default its main parameters.")
-def command(run_name: str, registered_model: str, **options: object) -> None:
+def command(run_name: str, **options: object) -> None:
     """Train, log and register a classifier."""
-    name = "" if registered_model.lower() == "none" else registered_model
     with tracking.run(run_name or None):
-        config = build(TrainingConfig, {**options, "registered_model": name})
+        config = build(TrainingConfig, options)
         from catdog_pyfunc.pipeline.training.train import train  # imports torch for seconds: the run is visible meanwhile
 
         result = train(config)
     click.echo(f"test accuracy {result.evaluation.accuracy}")
     click.echo(f"model {result.model_uri}")
     if result.version:
-        promote = next_command("promote", version=result.version)
-        click.echo(f"registered as models:/{name}/{result.version}; next: {promote}")
+        name, version = config.registered_model, result.version
+        click.echo(f"registered as models:/{name}/{version}; next: {promote_command(name, version)}")
