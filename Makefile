@@ -32,7 +32,7 @@ bench: $(INSTALLED) $(PEERS)  ## compare serving speed with the alternatives, si
 	python benchmarks/serving.py $(ARGS)
 
 clean:  ## remove .venv, build outputs and caches; runs and models (mlflow.db, mlruns) stay
-	rm -rf $(VENV) .venv-* build site *.egg-info plugin/build plugin/*.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) .venv-* build site *.egg-info plugin/build plugin/*.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(INSTALLED): pyproject.toml plugin/pyproject.toml constraints.txt

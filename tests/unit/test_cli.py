@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 import subprocess
 import sys
@@ -19,14 +20,13 @@ from click.testing import CliRunner, Result
 
 import catdog_pyfunc
 from catdog_pyfunc.errors import PromotionLost
-from catdog_pyfunc.pipeline import tracking
+from catdog_pyfunc.pipeline import interrupted, tracking
 from catdog_pyfunc.pipeline.cli import options
 from catdog_pyfunc.pipeline.cli.main import COMMANDS, catdog
 from catdog_pyfunc.pipeline.evaluation.runs import EvaluationConfig
 from catdog_pyfunc.pipeline.registry import reconcile, versions
 from catdog_pyfunc.pipeline.registry.gate import Thresholds
 from catdog_pyfunc.pipeline.registry.promotion import Promotion
-from catdog_pyfunc.pipeline.tracking import interrupted
 from catdog_pyfunc.pipeline.training.config import TrainingConfig
 
 REPOSITORY = Path(__file__).parent.parent.parent
@@ -293,6 +293,15 @@ def test_an_interruption_before_the_run_began_ends_the_run_of_mlflow_run(monkeyp
     monkeypatch.setattr(catdog, "get_command", lambda ctx, name: raising(KeyboardInterrupt())(name))
     done = run("train", MLFLOW_RUN_ID="0123")
     assert (done.exit_code, done.output, killed) == (130, "interrupted\n", ["0123"])
+
+
+def test_an_interruption_in_the_middle_of_importing_mlflow_is_130_and_no_traceback(tmp_path: Path):
+    (tmp_path / "mlflow.py").write_text("raise KeyboardInterrupt\n")
+    environment = {**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{REPOSITORY}", "MLFLOW_RUN_ID": "0123"}
+    done = subprocess.run(
+        [sys.executable, "-m", "scripts.train"], cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=60
+    )
+    assert (done.returncode, done.stderr) == (130, "interrupted\n")
 
 
 # What commands print

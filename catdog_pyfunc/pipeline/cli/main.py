@@ -15,6 +15,7 @@ import click
 
 import catdog_pyfunc
 from catdog_pyfunc.errors import CatDogError
+from catdog_pyfunc.pipeline import interrupted
 
 COMMANDS = {
     "train": "Train, log and register a classifier.",
@@ -76,8 +77,6 @@ def _errors_as_messages() -> Iterator[None]:
         raise click.ClickException(f"{missing.name} is not installed: pip install 'catdog-pyfunc[train]'") from None
     except KeyboardInterrupt:
         if run_id := os.environ.get("MLFLOW_RUN_ID"):  # still set: interrupted before `tracking.run` began
-            from catdog_pyfunc.pipeline.tracking import interrupted
-
             interrupted.mark_killed(run_id)
         click.echo("interrupted", err=True)
         raise SystemExit(130) from None

@@ -22,9 +22,9 @@ from mlflow.exceptions import MlflowException
 from catdog_pyfunc import internals
 from catdog_pyfunc.cpu import available_cores
 from catdog_pyfunc.errors import TrackingError, first_line
+from catdog_pyfunc.pipeline import interrupted
 from catdog_pyfunc.pipeline.data.dataset import ALL, Dataset
 from catdog_pyfunc.pipeline.data.mlflow_source import ImageFolderSource
-from catdog_pyfunc.pipeline.tracking import interrupted
 
 EXPERIMENT = "catdog"
 _MADE_UP = re.compile(r"[a-z]+-[a-z]+-\d+")  # "brawny-carp-123": MLflow's names for runs without one
