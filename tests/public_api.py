@@ -12,8 +12,6 @@ from types import ModuleType
 from typing import Any, get_args, get_type_hints
 
 from catdog_pyfunc import errors
-from catdog_pyfunc.pipeline.cli.options import parameters
-from catdog_pyfunc.pipeline.console import markdown_table
 
 _OURS = ("catdog_pyfunc", "mlflow_catdog")
 
@@ -37,12 +35,6 @@ def problems(module: ModuleType, *others: ModuleType) -> list[str]:
             ]
             found += [f"{where}: {reason}" for reason in _untyped(function)]
     return found
-
-
-def parameter_table(config: type) -> str:
-    """The Markdown table of a configuration's parameters, as a page of the documentation must have it."""
-    rows = [[f"`{p.name}`", f"`{p.default_text}`" if p.default_text else "", p.help] for p in parameters(config)]
-    return markdown_table([["parameter", "default", "meaning"], *rows])
 
 
 def _signatures(name: str, thing: object) -> Iterator[tuple[str, Any]]:

@@ -13,6 +13,19 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from catdog_pyfunc.errors import (
+    CatDogError,
+    EnginesDisagree,
+    InvalidData,
+    InvalidSetting,
+    InvalidWeights,
+    ModelFailed,
+    PromotionLost,
+    PromotionRefused,
+    RegistryError,
+    TrackingError,
+)
+
 if TYPE_CHECKING:
     from catdog_pyfunc.pipeline.data.catalog import load_dataset
     from catdog_pyfunc.pipeline.data.dataset import Dataset, Example
@@ -29,18 +42,28 @@ if TYPE_CHECKING:
     from catdog_pyfunc.pipeline.training.train import TrainingResult, train
 
 __all__ = [
+    "CatDogError",
     "Check",
     "Dataset",
+    "EnginesDisagree",
     "Entry",
     "Estimate",
     "Evaluation",
     "EvaluationConfig",
     "Example",
     "GateReport",
+    "InvalidData",
+    "InvalidSetting",
+    "InvalidWeights",
     "LabelledImage",
+    "ModelFailed",
     "Promotion",
+    "PromotionLost",
+    "PromotionRefused",
+    "RegistryError",
     "Reliability",
     "Thresholds",
+    "TrackingError",
     "TrainingConfig",
     "TrainingResult",
     "evaluate_model",
@@ -66,10 +89,10 @@ _MODULES = {
     "training.config": ("TrainingConfig",),
     "training.train": ("TrainingResult", "train"),
 }
+"""Module → the public names that are imported from it on first use."""
 
 
 def __getattr__(name: str) -> Any:
-    """Import a public name when it is first used."""
     for module, names in _MODULES.items():
         if name in names:
             return getattr(importlib.import_module(f"{__name__}.{module}"), name)

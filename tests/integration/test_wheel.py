@@ -14,6 +14,7 @@ import pytest
 
 from tests.project import REPOSITORY
 
+pytestmark = pytest.mark.slow
 SOURCES = {"catdog_pyfunc": REPOSITORY, "mlflow_catdog": REPOSITORY / "plugin"}
 
 

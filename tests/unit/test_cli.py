@@ -126,10 +126,10 @@ def test_options_take_name_type_default_and_help_from_a_dataclass():
     given = build_example("--version", "3", "--min-accuracy", "0.9", "--force", "true", "--split", "train", "--other", "x")
     assert given.output == f"{Example('3', 0.9, True, 'train')!r}\n"
     assert build_example("--version", "3", "--force", "false").output == f"{Example('3')!r}\n"
-    assert [(p.flag, p.default_text, p.help) for p in options.parameters(Example)] == [
-        ("--version", "", "Required."),
-        ("--min-accuracy", "0.8", "A fraction that is described on two lines."),
-        ("--force", "false", "Switches it on."),
+    assert [(p.flag, p.default, p.help) for p in options.parameters(Example)] == [
+        ("--version", None, "Required."),
+        ("--min-accuracy", 0.8, "A fraction that is described on two lines."),
+        ("--force", False, "Switches it on."),
         ("--split", "test", "One of two."),
     ]
 

@@ -17,7 +17,7 @@ _ATTRIBUTE = re.compile(r" {4}(\w+): (.+)")
 
 @dataclass(frozen=True)
 class Parameter:
-    """One field of a dataclass, as a user of the command line, of MLproject or of the documentation sees it.
+    """One field of a dataclass, as a parameter of a command.
 
     Attributes:
         name: The field's name; the option is the same with dashes.
@@ -35,13 +35,6 @@ class Parameter:
     def flag(self) -> str:
         """The option, such as `--image-size`."""
         return "--" + self.name.replace("_", "-")
-
-    @property
-    def default_text(self) -> str:
-        """The default as one writes it on a command line: `false`, `0.05`; "" for a required field, too."""
-        if self.default is None:
-            return ""
-        return str(self.default).lower() if isinstance(self.default, bool) else f"{self.default}"
 
 
 def parameters(config: type) -> list[Parameter]:
