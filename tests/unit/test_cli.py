@@ -73,6 +73,20 @@ def test_help_and_version_load_neither_torch_nor_mlflow(option: str):
     assert not {"torch", "mlflow", "matplotlib", "pandas"} & set(printed.split())
 
 
+def test_predict_needs_nothing_of_the_train_extra():
+    code = (
+        "import sys; "
+        "sys.modules |= dict.fromkeys(['torch', 'torchvision', 'tqdm', 'matplotlib', 'onnx', 'scipy', 'sklearn']); "
+        "from catdog_pyfunc.pipeline.cli.main import catdog; catdog()"
+    )
+    image = str(Path(__file__))
+    words = [sys.executable, "-c", code, "predict", "--model-uri", "no/such/model", image]
+    predict = subprocess.run(words, capture_output=True, text=True)
+    assert "no/such/model" in predict.stderr
+    train = subprocess.run([sys.executable, "-c", code, "train"], capture_output=True, text=True)
+    assert train.stderr.splitlines()[-1] == "Error: tqdm is not installed: pip install 'catdog-pyfunc[train]'"
+
+
 @pytest.mark.parametrize("name", COMMANDS)
 def test_a_command_is_summarised_as_it_describes_itself(name: str):
     command = catdog_command(name)
