@@ -1,4 +1,4 @@
-# What CI runs is what a person runs. Everything happens in .venv, made on first use and left alone afterwards.
+# CI runs the same targets as people do. They use .venv, which is created on first use.
 
 PYTHON ?= python3
 VENV   := .venv
@@ -7,39 +7,42 @@ PEERS := .venv-peers/.installed
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 export MLFLOW_DISABLE_TELEMETRY ?= true
 
-.PHONY: help demo test check bench clean
+.PHONY: help demo test check docs bench clean
 .DEFAULT_GOAL := help
 
-help:  ## this list
+help:  ## show this list
 	@grep -hE '^[a-z]+: .*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 16
 
-demo: $(INSTALLED)  ## draw photos, train, register, promote, serve and ask: the whole way, on this machine
+demo: $(INSTALLED)  ## train on synthetic images, register, promote, serve and send a request, on this machine
 	@python -m scripts.demo
 
-test: $(INSTALLED)  ## all tests; one that can't run here says why
+test: $(INSTALLED)  ## run all tests; a skipped one says what it needs
 	python -m pytest
 
-check: $(INSTALLED)  ## formatting, lint, types and import contracts
+check: $(INSTALLED)  ## check formatting, lint, types and import contracts
 	ruff format --check .
 	ruff check .
 	mypy
 	lint-imports
 
-bench: $(INSTALLED) $(PEERS)  ## speed of serving beside what a user would pick instead; ARGS="--model … --photos …"
+docs: $(INSTALLED)  ## build the documentation into site/; a broken link fails
+	mkdocs build --strict
+
+bench: $(INSTALLED) $(PEERS)  ## compare serving speed with the alternatives, side by side; ARGS="--model … --photos …"
 	python benchmarks/serving.py $(ARGS)
 
-clean:  ## remove .venv and caches; runs and models (mlflow.db, mlruns) stay
-	rm -rf $(VENV) .venv-* build *.egg-info plugin/*.egg-info .pytest_cache .mypy_cache .ruff_cache
+clean:  ## remove .venv, build outputs and caches; runs and models (mlflow.db, mlruns) stay
+	rm -rf $(VENV) .venv-* build site *.egg-info plugin/build plugin/*.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(INSTALLED): pyproject.toml plugin/pyproject.toml constraints.txt
-	@echo "installing into $(VENV): about two minutes the first time, no more afterwards"
+	@echo "installing into $(VENV), about two minutes; later calls reuse it"
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[train,dev]' -e ./plugin
 	@touch $@
 
 $(PEERS): benchmarks/peers/requirements.txt constraints.txt
-	@echo "installing what is measured beside this project into .venv-peers: about two minutes, 6 GB"
+	@echo "installing the alternatives to compare with into .venv-peers, about two minutes and 6 GB"
 	$(PYTHON) -m venv .venv-peers
 	.venv-peers/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -r benchmarks/peers/requirements.txt
 	@touch $@

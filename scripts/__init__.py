@@ -1,1 +1,1 @@
-"""Programs that MLproject runs: parse, call, print."""
+"""The programs that MLproject runs, each one command of `catdog`, and the demo."""

@@ -1,1 +1,105 @@
-"""Training, evaluation and the registry; needs the [train] extra and never travels with a model."""
+"""Training, evaluation and the model registry; needs the [train] extra and never travels with a model.
+
+    >>> from catdog_pyfunc import pipeline
+    >>> result = pipeline.train(pipeline.TrainingConfig(data="images"))
+    >>> pipeline.promote(pipeline.Promotion(version=result.version), pipeline.Thresholds(min_accuracy=0.95))
+
+What `__all__` lists is the public interface; whatever else is in this package may change. Importing it loads neither torch
+nor MLflow.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from catdog_pyfunc.errors import (
+    CatDogError,
+    EnginesDisagree,
+    InvalidData,
+    InvalidSetting,
+    InvalidWeights,
+    ModelFailed,
+    PromotionLost,
+    PromotionRefused,
+    RegistryError,
+    TrackingError,
+)
+
+if TYPE_CHECKING:
+    from catdog_pyfunc.pipeline.data.catalog import load_dataset
+    from catdog_pyfunc.pipeline.data.dataset import Dataset, Example
+    from catdog_pyfunc.pipeline.evaluation.evaluation import Evaluation, LabelledImage
+    from catdog_pyfunc.pipeline.evaluation.intervals import Estimate
+    from catdog_pyfunc.pipeline.evaluation.metrics import Reliability
+    from catdog_pyfunc.pipeline.evaluation.runs import EvaluationConfig, evaluate_model
+    from catdog_pyfunc.pipeline.registry.audit_log import Entry
+    from catdog_pyfunc.pipeline.registry.checks import Check
+    from catdog_pyfunc.pipeline.registry.gate import GateReport, Thresholds
+    from catdog_pyfunc.pipeline.registry.promotion import Promotion, promote
+    from catdog_pyfunc.pipeline.registry.reconcile import history, roll_back
+    from catdog_pyfunc.pipeline.registry.versions import register
+    from catdog_pyfunc.pipeline.training.config import TrainingConfig
+    from catdog_pyfunc.pipeline.training.train import TrainingResult, train
+
+__all__ = [
+    "CatDogError",
+    "Check",
+    "Dataset",
+    "EnginesDisagree",
+    "Entry",
+    "Estimate",
+    "Evaluation",
+    "EvaluationConfig",
+    "Example",
+    "GateReport",
+    "InvalidData",
+    "InvalidSetting",
+    "InvalidWeights",
+    "LabelledImage",
+    "ModelFailed",
+    "Promotion",
+    "PromotionLost",
+    "PromotionRefused",
+    "RegistryError",
+    "Reliability",
+    "Thresholds",
+    "TrackingError",
+    "TrainingConfig",
+    "TrainingResult",
+    "evaluate_model",
+    "history",
+    "load_dataset",
+    "promote",
+    "register",
+    "roll_back",
+    "train",
+]
+_MODULES = {
+    "data.catalog": ("load_dataset",),
+    "data.dataset": ("Dataset", "Example"),
+    "evaluation.evaluation": ("Evaluation", "LabelledImage"),
+    "evaluation.intervals": ("Estimate",),
+    "evaluation.metrics": ("Reliability",),
+    "evaluation.runs": ("EvaluationConfig", "evaluate_model"),
+    "registry.audit_log": ("Entry",),
+    "registry.checks": ("Check",),
+    "registry.gate": ("GateReport", "Thresholds"),
+    "registry.promotion": ("Promotion", "promote"),
+    "registry.reconcile": ("history", "roll_back"),
+    "registry.versions": ("register",),
+    "training.config": ("TrainingConfig",),
+    "training.train": ("TrainingResult", "train"),
+}
+"""Module → the public names that are imported from it on first use."""
+
+
+def __getattr__(name: str) -> Any:
+    for module, names in _MODULES.items():
+        if name in names:
+            return getattr(importlib.import_module(f"{__name__}.{module}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__

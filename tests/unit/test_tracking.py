@@ -13,9 +13,9 @@ from mlflow.entities import Run
 
 from catdog_pyfunc import internals
 from catdog_pyfunc.errors import TrackingError
-from catdog_pyfunc.pipeline import tracking
+from catdog_pyfunc.pipeline import interrupted, tracking
 from catdog_pyfunc.pipeline.processes import sigterm_as_interrupt
-from catdog_pyfunc.pipeline.tracking import interrupted, ui
+from catdog_pyfunc.pipeline.tracking import ui
 
 
 @pytest.fixture(scope="module")

@@ -18,10 +18,10 @@ from mlflow.exceptions import MlflowException
 from catdog_pyfunc import internals
 from catdog_pyfunc.cpu import available_cores
 from catdog_pyfunc.errors import TrackingError, first_line
+from catdog_pyfunc.pipeline import interrupted
 from catdog_pyfunc.pipeline.data.dataset import ALL, Dataset
 from catdog_pyfunc.pipeline.data.mlflow_source import ImageFolderSource
 from catdog_pyfunc.pipeline.processes import sigterm_as_interrupt
-from catdog_pyfunc.pipeline.tracking import interrupted
 
 EXPERIMENT = "catdog"
 _CONTEXTS = {"train": "training", "val": "validation", "test": "testing", ALL: "evaluation"}

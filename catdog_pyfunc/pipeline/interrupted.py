@@ -1,7 +1,8 @@
-"""Marks a run KILLED after `mlflow run` has ended: `python -m catdog_pyfunc.pipeline.tracking.interrupted RUN_ID PID`.
+"""Marks an interrupted run KILLED after MLflow has ended: `python -m catdog_pyfunc.pipeline.interrupted RUN_ID PID`.
 
 When `mlflow run` is interrupted, it waits for the entry point and then marks the run FAILED even if it has ended as KILLED:
 `RunStatus.is_terminated` of MLflow 3.17 compares a status name with a set of numbers. This process outlives it.
+It is outside `tracking` so that starting it imports no MLflow: an import that Ctrl-C has broken off cannot be repeated.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ _TIMEOUT_S = 60.0
 
 def mark_killed(run_id: str) -> None:
     """Start a process that marks the run KILLED once this process's parent, `mlflow run`, has ended."""
-    command = [sys.executable, "-m", "catdog_pyfunc.pipeline.tracking.interrupted", run_id, str(os.getppid())]
+    command = [sys.executable, "-m", "catdog_pyfunc.pipeline.interrupted", run_id, str(os.getppid())]
     null = subprocess.DEVNULL
     subprocess.Popen(command, stdin=null, stdout=null, stderr=null, start_new_session=True)
 

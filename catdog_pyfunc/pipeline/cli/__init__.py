@@ -1,0 +1,1 @@
+"""The command line: `catdog train|evaluate|register|promote|rollback|history|predict`."""
