@@ -7,7 +7,7 @@ PEERS := .venv-peers/.installed
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 export MLFLOW_DISABLE_TELEMETRY ?= true
 
-.PHONY: help demo test check bench clean
+.PHONY: help demo test check mutants bench clean
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -25,11 +25,15 @@ check: $(INSTALLED)  ## formatting, lint, types and import contracts
 	mypy
 	lint-imports
 
+mutants: $(INSTALLED)  ## which small changes to the code no quick test notices; ARGS="catdog_pyfunc.classifier*"
+	mutmut run $(ARGS)
+	mutmut results
+
 bench: $(INSTALLED) $(PEERS)  ## speed of serving beside what a user would pick instead; ARGS="--model … --photos …"
 	python benchmarks/serving.py $(ARGS)
 
 clean:  ## remove .venv and caches; runs and models (mlflow.db, mlruns) stay
-	rm -rf $(VENV) .venv-* build *.egg-info plugin/*.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) .venv-* build mutants *.egg-info plugin/*.egg-info .pytest_cache .mypy_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(INSTALLED): pyproject.toml plugin/pyproject.toml constraints.txt
