@@ -36,7 +36,7 @@ clean:  ## remove .venv and caches; runs and models (mlflow.db, mlruns) stay
 	rm -rf $(VENV) .venv-* build mutants *.egg-info plugin/*.egg-info .pytest_cache .mypy_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-$(INSTALLED): pyproject.toml plugin/pyproject.toml constraints.txt
+$(INSTALLED): pyproject.toml catdog_pyfunc/requirements.txt plugin/pyproject.toml constraints.txt
 	@echo "installing into $(VENV): about two minutes the first time, no more afterwards"
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[train,dev]' -e ./plugin

@@ -6,6 +6,7 @@ import contextlib
 import csv
 import io
 import math
+from collections.abc import Iterator
 from pathlib import Path
 
 import mlflow
@@ -51,19 +52,19 @@ def measure(model_uri: str, data: str, split: str = "test") -> Evaluation:
     if split not in (*SPLITS, ALL):
         raise InvalidData(f"split {split!r} is not known: give one of {', '.join((*SPLITS, ALL))}")
     tracking.log_params({"model_uri": model_uri, "data": data, "split": split})
-    model = _load(model_uri)
-    dataset = catalog.load_dataset(data, split)
-    tracked = tracking.log_dataset(dataset, split)
-    identity = _identity(model_uri, model)
-    mlflow.set_tags({**identity, "data.digest": dataset.digest(split)})
-    tracking.set_parent_run(model.metadata.run_id)
-    called = f"v{identity['model.version']}" if "model.version" in identity else Path(model_uri).name
-    tracking.name_run(f"evaluate {called} on {Path(dataset.source).name}")
-    model_id = link(model)
-    predict = pyfunc_predictor(model)
-    evaluation = evaluate(predict, labelled_images(dataset, split))
-    log_evaluation(evaluation, predict, split, model_id, tracked)
-    return evaluation
+    with _loaded(model_uri) as model:
+        dataset = catalog.load_dataset(data, split)
+        tracked = tracking.log_dataset(dataset, split)
+        identity = _identity(model_uri, model)
+        mlflow.set_tags({**identity, "data.digest": dataset.digest(split)})
+        tracking.set_parent_run(model.metadata.run_id)
+        called = f"v{identity['model.version']}" if "model.version" in identity else Path(model_uri).name
+        tracking.name_run(f"evaluate {called} on {Path(dataset.source).name}")
+        model_id = link(model)
+        predict = pyfunc_predictor(model)
+        evaluation = evaluate(predict, labelled_images(dataset, split))
+        log_evaluation(evaluation, predict, split, model_id, tracked)
+        return evaluation
 
 
 def link(model: PyFuncModel) -> str | None:
@@ -131,16 +132,17 @@ def log_artifacts(evaluation: Evaluation, predict: Predictor) -> None:
     mlflow.log_text(_table(evaluation), ARTIFACTS["metrics"])
 
 
-def _load(model_uri: str) -> PyFuncModel:
-    folder = flavor.download_model(model_uri)
-    try:
-        model: PyFuncModel = mlflow.pyfunc.load_model(str(folder))
-    except CatDogError:
-        raise
-    except Exception as failure:  # whatever a stranger's code raises
-        reason = next(iter(str(failure).splitlines()), "")
-        raise ModelFailed(f"model {model_uri} can't be loaded: {type(failure).__name__}: {reason}") from failure
-    return model
+@contextlib.contextmanager
+def _loaded(model_uri: str) -> Iterator[PyFuncModel]:
+    with flavor.downloaded_model(model_uri) as folder:  # kept while in use: a model may read its files at any time
+        try:
+            model: PyFuncModel = mlflow.pyfunc.load_model(str(folder))
+        except CatDogError:
+            raise
+        except Exception as failure:  # whatever third-party code raises
+            reason = next(iter(str(failure).splitlines()), "")
+            raise ModelFailed(f"model {model_uri} cannot be loaded: {type(failure).__name__}: {reason}") from failure
+        yield model
 
 
 def _identity(model_uri: str, model: PyFuncModel) -> dict[str, str]:

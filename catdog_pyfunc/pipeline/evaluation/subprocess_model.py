@@ -92,9 +92,8 @@ def subprocess_model(uri: str, *, pickle: bool = False) -> Iterator[SubprocessMo
         RegistryError: There is no such model.
         ModelFailed: It can't be loaded.
     """
-    folder = flavor.download_model(uri)
     environment = {**os.environ, "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": str(pickle).lower()}
-    with tempfile.TemporaryDirectory(prefix="catdog-") as scratch:
+    with flavor.downloaded_model(uri) as folder, tempfile.TemporaryDirectory(prefix="catdog-") as scratch:
         log = Path(scratch) / "log"
         with log.open("w") as stream:
             process = subprocess.Popen(

@@ -75,13 +75,13 @@ def train(config: TrainingConfig) -> TrainingResult:
     tracked = _log_data(dataset)
     description = _describe(config, fitted, backbone, active.info.run_id)
     log("saving the model")
-    info = flavor.log_model(backbone.network, description, fitted.reference, pictures=_pictures(dataset))
+    info = flavor.log_model(backbone.network, description, fitted.reference, images=_pictures(dataset))
     classifier = flavor.load_model(info.model_uri)
     predict = classifier_predictor(classifier)
     evaluation = evaluate(predict, labelled_images(dataset, "test"), classes=description.classes, seed=config.seed)
     log_evaluation(evaluation, predict, "test", info.model_id, tracked)
     params = {**asdict(config), "weights": backbone.weights, "image_size": backbone.preprocess.size}
-    text = model_card.write_card(description, dataset, evaluation, active.info.run_id, classifier.bundle.digest, params)
+    text = model_card.write_card(description, dataset, evaluation, active.info.run_id, classifier.digest, params)
     _log_card(text, info.model_id)
     version = versions.register(active.info.run_id, config.registered_model).version if config.registered_model else None
     return TrainingResult(
