@@ -160,9 +160,9 @@ def load_model(
 
     Example:
         >>> classifier = catdog_pyfunc.load_model("model", limits=catdog_pyfunc.Limits(max_bytes=5_000_000))
-        >>> (prediction,) = classifier.predict([b"not an image"])
-        >>> prediction.error[:49]
-        'image 0 is neither an image nor base64: starts wi'
+        >>> (prediction,) = classifier.predict([b"%PDF-1.7"])
+        >>> print(prediction.error.split(";")[0])
+        image 0 is neither an image nor base64: starts with b'%PDF-1.7'
     """
     with downloaded_model(model_uri) as folder:
         bundle = folder / "artifacts" / BUNDLE_ARTIFACT

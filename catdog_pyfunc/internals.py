@@ -1,7 +1,7 @@
 """All private and undocumented names of MLflow and torchvision that this package relies on.
 
-`tests/unit/test_contracts.py` checks each against the installed version: an upgrade that changes one fails there and is fixed
-here. `mlflow_catdog.runtime.internals` does the same for deployments' containers.
+`tests/unit/test_contracts.py` checks each against the installed version: an upgrade that changes one fails there
+and is fixed here. `mlflow_catdog.runtime.internals` does the same for deployments' containers.
 """
 
 from __future__ import annotations
@@ -62,6 +62,8 @@ def local_model(model_uri: str) -> Path | None:
     from mlflow.store.artifact.models_artifact_repo import ModelsArtifactRepository
     from mlflow.tracking.artifact_utils import _get_root_uri_and_artifact_path
 
+    if Path(model_uri).is_dir():
+        return Path(model_uri)
     root, path = _get_root_uri_and_artifact_path(model_uri)  # type: ignore[no-untyped-call]
     repository = get_artifact_repository(root)
     if isinstance(repository, ModelsArtifactRepository):

@@ -73,7 +73,8 @@ class CatDogModel(PythonModel):
         Returns:
             One row per image with the columns label (str), confidence (float), probabilities (class name → float), error
             (str), in_domain (bool), domain_score (float) and heatmap (base64 of a PNG; null unless requested). If an image
-            cannot be read, its row has an error, and everything else is null, including each class's probability.
+            cannot be read, its row has an error, and everything else is null, including each class's probability. (MLflow's
+            `spark_udf` turns a null `in_domain` into false if any other image of the batch was read.)
 
             A DataFrame; in MLflow's scoring server a list of dicts, which gives the same JSON and saves building and
             serialising a DataFrame, a tenth of the time per image.
