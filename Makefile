@@ -29,7 +29,7 @@ mutants: $(INSTALLED)  ## which small changes to the code no quick test notices;
 	mutmut run $(ARGS)
 	mutmut results
 
-bench: $(INSTALLED) $(PEERS)  ## speed of serving beside what a user would pick instead; ARGS="--model … --photos …"
+bench: $(INSTALLED) $(PEERS)  ## speed of serving beside the alternatives; ARGS="--model … --images …"
 	python benchmarks/serving.py $(ARGS)
 
 clean:  ## remove .venv and caches; runs and models (mlflow.db, mlruns) stay
