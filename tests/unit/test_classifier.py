@@ -177,23 +177,21 @@ def test_a_failed_call_does_not_count_as_in_progress(make):
     assert engine.calls[-1] == (1, True)
 
 
-def test_at_most_one_call_more_than_cores_runs_at_a_time(make, opened: dict[str, object]):
-    engine, lock = FakeEngine(), threading.Lock()
-    running, most, full = 0, 0, threading.Barrier(3, timeout=30)
-    classifier = make(engine, threads=2)
+def test_at_most_one_call_more_than_cores_runs_at_a_time(
+    make, opened: dict[str, object], monkeypatch: pytest.MonkeyPatch
+):
+    sizes: list[int] = []
 
-    def count() -> None:
-        nonlocal running, most
-        with lock:
-            running += 1
-            most = max(most, running)
-        full.wait()
-        with lock:
-            running -= 1
+    class Pool(ThreadPoolExecutor):
+        def __init__(self, max_workers: int, **options: object) -> None:
+            sizes.append(max_workers)
+            super().__init__(max_workers, **options)  # type: ignore[arg-type]
 
-    engine.before_return = count
-    classifier.predict([BLACK] * 9)
-    assert most == 3
+    monkeypatch.setattr(classifier_module, "ThreadPoolExecutor", Pool)
+    engine, full = FakeEngine(), threading.Barrier(3, timeout=30)
+    engine.before_return = lambda: full.wait() and None
+    make(engine, threads=2).predict([BLACK] * 9)  # ends only if three run at a time
+    assert sizes == [3]
     assert opened["threads"] == 2
 
 
