@@ -7,7 +7,7 @@ PEERS := .venv-peers/.installed
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 export MLFLOW_DISABLE_TELEMETRY ?= true
 
-.PHONY: help demo test check docs bench clean
+.PHONY: help demo test check docs mutants bench clean
 .DEFAULT_GOAL := help
 
 help:  ## show this list
@@ -28,14 +28,18 @@ check: $(INSTALLED)  ## check formatting, lint, types and import contracts
 docs: $(INSTALLED)  ## build the documentation into site/; a broken link fails
 	mkdocs build --strict
 
-bench: $(INSTALLED) $(PEERS)  ## compare serving speed with the alternatives, side by side; ARGS="--model … --photos …"
+mutants: $(INSTALLED)  ## list small changes to the code that no quick test notices; ARGS="catdog_pyfunc.classifier*"
+	mutmut run $(ARGS)
+	mutmut results
+
+bench: $(INSTALLED) $(PEERS)  ## compare serving speed with the alternatives, side by side; ARGS="--model … --images …"
 	python benchmarks/serving.py $(ARGS)
 
 clean:  ## remove .venv, build outputs and caches; runs and models (mlflow.db, mlruns) stay
-	rm -rf $(VENV) .venv-* build site *.egg-info plugin/build plugin/*.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
+	rm -rf $(VENV) .venv-* build mutants site *.egg-info plugin/build plugin/*.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-$(INSTALLED): pyproject.toml plugin/pyproject.toml constraints.txt
+$(INSTALLED): pyproject.toml catdog_pyfunc/requirements.txt plugin/pyproject.toml constraints.txt
 	@echo "installing into $(VENV), about two minutes; later calls reuse it"
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[train,dev]' -e ./plugin

@@ -1,4 +1,4 @@
-"""The photos that every server is asked about: 500x375 and 12 megapixels, JPEG."""
+"""The images that are sent to every server: JPEGs of 500x375 pixels and of 12 megapixels."""
 
 from __future__ import annotations
 
@@ -12,27 +12,27 @@ SIZES = {"500x375": (500, 375), "12 MP": (4000, 3000)}
 COUNTS = {"500x375": 32, "12 MP": 8}
 
 
-def make(folder: Path, seed: int = 0) -> dict[str, list[bytes]]:
-    """Cut photos to the two sizes.
+def make_images(folder: Path, seed: int = 0) -> dict[str, list[bytes]]:
+    """Crop and resize photos to the two sizes.
 
     Args:
-        folder: Any folder with JPEG files somewhere below.
-        seed: Of the choice and of the noise.
+        folder: Any folder that contains JPEG files, at any depth.
+        seed: Determines the selection and the noise.
 
     Returns:
-        Size's name → files. The large ones get a sensor's noise: without, an enlarged photo would hardly fill its pixels,
-        and cost a fraction of a real one's decoding (2.4 MB a file, as a phone's).
+        Size → files. Sensor noise is added to the large ones, since an enlarged photo without it would decode in a fraction
+        of a real one's time (2.4 MB per file, like a phone's).
     """
     rng = np.random.default_rng(seed)
     paths = sorted(folder.rglob("*.jpg"))
     if not paths:
-        raise SystemExit(f"{folder} holds no .jpg file: give a folder of photos")
+        raise SystemExit(f"{folder} contains no .jpg file: give a folder of photos")
     chosen = [paths[k] for k in rng.permutation(len(paths))[: max(COUNTS.values())]]
     return {name: [_cut(path, size, rng) for path in chosen[: COUNTS[name]]] for name, size in SIZES.items()}
 
 
-def draw(folder: Path) -> Path:
-    """Draw photos, where there are none."""
+def draw_images(folder: Path) -> Path:
+    """Generate images, for when no photos are given."""
     from catdog_pyfunc.pipeline.data import synthetic
 
     return synthetic.make(folder, {"train": 16, "val": 1, "test": 1})
@@ -40,10 +40,10 @@ def draw(folder: Path) -> Path:
 
 def _cut(path: Path, size: tuple[int, int], rng: np.random.Generator) -> bytes:
     with Image.open(path) as opened:
-        picture = ImageOps.fit(opened.convert("RGB"), size, Image.Resampling.BICUBIC)
+        image = ImageOps.fit(opened.convert("RGB"), size, Image.Resampling.BICUBIC)
     if max(size) > 1000:
         noise = rng.normal(0, 6, (size[1], size[0], 1))
-        picture = Image.fromarray(np.clip(np.asarray(picture) + noise, 0, 255).astype(np.uint8))
+        image = Image.fromarray(np.clip(np.asarray(image) + noise, 0, 255).astype(np.uint8))
     buffer = io.BytesIO()
-    picture.save(buffer, "JPEG", quality=85)
+    image.save(buffer, "JPEG", quality=85)
     return buffer.getvalue()

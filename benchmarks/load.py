@@ -1,4 +1,4 @@
-"""Load on a server: wrk, compiled, so that the load costs next to nothing beside what is measured."""
+"""Load on a server, by wrk: a compiled load generator takes hardly any CPU from the server that is measured."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 _SCRIPT = """
-local files, requests, turn = {%s}, {}, 0
+local files, requests, next_request = {%s}, {}, 0
 wrk.method = "POST"
 wrk.headers["Content-Type"] = %s
 init = function()
@@ -21,8 +21,8 @@ init = function()
   end
 end
 request = function()
-  turn = turn %% #requests + 1
-  return requests[turn]
+  next_request = next_request %% #requests + 1
+  return requests[next_request]
 end
 done = function(summary, latency)
   local e = summary.errors
@@ -35,7 +35,7 @@ end
 
 @dataclass(frozen=True)
 class Load:
-    """What a server did under load: requests a second, milliseconds, and how many requests failed."""
+    """A server under load: requests per second, latencies in milliseconds, number of failed requests."""
 
     images_per_s: float
     p50_ms: float
@@ -44,27 +44,27 @@ class Load:
 
 
 def check_wrk() -> None:
-    """Say how to get wrk, if it isn't there."""
+    """Exit with installation advice if wrk is missing."""
     if shutil.which("wrk") is None:
-        raise SystemExit("wrk is needed as the load: install the package wrk (Debian, Ubuntu, Homebrew have it)")
+        raise SystemExit("this benchmark needs wrk: install the package wrk (Debian, Ubuntu, Homebrew)")
 
 
-def put(
+def apply_load(
     url: str, path: str, content_type: str, bodies: Sequence[bytes], *, clients: int, seconds: float, scratch: Path
 ) -> Load:
-    """Keep `clients` connections busy, each with one request at a time, the bodies in turn.
+    """Keep a number of connections busy, each with one request at a time.
 
     Args:
         url: The server's address.
-        path: Where to post.
-        content_type: Of the bodies.
-        bodies: Requests' bodies.
-        clients: Connections.
-        seconds: How long, after two seconds that are not counted.
-        scratch: A folder for the bodies.
+        path: The path to post to.
+        content_type: Content type of the bodies.
+        bodies: Request bodies, sent in turn.
+        clients: Number of connections.
+        seconds: Duration, after two seconds of warm-up.
+        scratch: A folder for the bodies' files.
 
     Returns:
-        Figures of the whole time.
+        Throughput and latencies over the whole duration.
     """
     scratch.mkdir(parents=True, exist_ok=True)
     names = []
@@ -76,6 +76,6 @@ def put(
     script.write_text(_SCRIPT % (", ".join(names), json.dumps(content_type), json.dumps(path)))
     command = ["wrk", "-t1", f"-c{clients}", "--timeout", "60s", "-s", str(script), url]
     subprocess.run([*command, "-d2s"], check=True, capture_output=True, timeout=120)
-    told = subprocess.run([*command, f"-d{seconds:g}s"], check=True, capture_output=True, text=True, timeout=seconds + 120)
-    result = json.loads(next(line for line in told.stdout.splitlines() if line.startswith("RESULT "))[7:])
+    output = subprocess.run([*command, f"-d{seconds:g}s"], check=True, capture_output=True, text=True, timeout=seconds + 120)
+    result = json.loads(next(line for line in output.stdout.splitlines() if line.startswith("RESULT "))[7:])
     return Load(result["requests"] / result["seconds"], result["p50_ms"], result["p99_ms"], int(result["errors"]))

@@ -1,8 +1,7 @@
-"""The models that are served (this project's, the plain one, one that does nothing), and the environment for it."""
+"""The models that are served (this project's, the PyTorch baseline, an empty one) and the environment that serves them."""
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 from pathlib import Path
@@ -19,7 +18,7 @@ REPOSITORY = Path(__file__).parent.parent
 
 
 def environment(model: Path) -> Path:
-    """The environment that MLflow would build for the model: what its requirements.txt names, and nothing else."""
+    """The Python of an environment with the model's requirements.txt and nothing else, as MLflow would build it."""
     folder, wanted = REPOSITORY / ".venv-served", (model / "requirements.txt").read_text()
     stamp = folder / "requirements.txt"
     if not stamp.exists() or stamp.read_text() != wanted:
@@ -32,17 +31,16 @@ def environment(model: Path) -> Path:
 
 
 def peers(model: Path, weights: Path, scratch: Path) -> tuple[Path, Path]:
-    """Save the model that does nothing and the plain one, with the real one's signature."""
+    """Save the empty model and the PyTorch baseline with the real model's signature; their folders."""
     served = mlflow.pyfunc.load_model(str(model))
-    example = served.input_example
-    answer = scratch / "answer.json"
-    answer.write_text(json.dumps(json.loads(served.predict(example).to_json(orient="records"))))
-    nothing, plain = scratch / "nothing", scratch / "plain"
+    response = scratch / "response.json"
+    response.write_text(served.predict(served.input_example).to_json(orient="records"))
+    empty, baseline = scratch / "empty", scratch / "baseline"
     signature = served.metadata.signature
-    sys.path.insert(0, str(PEERS))  # saving a model from code runs it, and one imports plain.py
+    sys.path.insert(0, str(PEERS))  # saving a model from code runs it, and one imports torch_baseline.py
     for path, code, artifacts, required in (
-        (nothing, "nothing_pyfunc.py", {"answer": str(answer)}, []),
-        (plain, "plain_pyfunc.py", {"weights": str(weights)}, ["torch", "torchvision"]),
+        (empty, "empty_pyfunc.py", {"response": str(response)}, []),
+        (baseline, "torch_pyfunc.py", {"weights": str(weights)}, ["torch", "torchvision"]),
     ):
         mlflow.pyfunc.save_model(
             path,
@@ -50,24 +48,24 @@ def peers(model: Path, weights: Path, scratch: Path) -> tuple[Path, Path]:
             artifacts=artifacts,
             signature=signature,
             pip_requirements=["mlflow", *required],
-            code_paths=[str(PEERS / "plain.py")],
+            code_paths=[str(PEERS / "torch_baseline.py")],
         )
-    return nothing, plain
+    return empty, baseline
 
 
-def open_or_make(uri: str | None, picture: bytes, scratch: Path) -> Path:
-    """The folder of the model to measure: the given one, or an untrained one."""
+def open_or_create(uri: str | None, image: bytes, scratch: Path) -> Path:
+    """The folder of the model to measure: the given one, or a new, untrained one."""
     if uri:
-        return Path(mlflow.artifacts.download_artifacts(artifact_uri=uri))
+        return Path(mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=str(scratch / "model")))
     import torch
 
-    from catdog_pyfunc.network import build
+    from catdog_pyfunc.network import build_network
 
-    print("no --model: an untrained mobilenet_v2 is measured, which takes as long")
+    print("no --model given: measuring an untrained mobilenet_v2, which is just as fast")
     torch.manual_seed(0)
     rng = np.random.default_rng(0)
-    reference = rng.normal(size=(2000, 1280)).astype(np.float32)
-    reference /= np.linalg.norm(reference, axis=1, keepdims=True)
+    embeddings = rng.normal(size=(2000, 1280)).astype(np.float32)
+    embeddings /= np.linalg.norm(embeddings, axis=1, keepdims=True)
     description = Description("mobilenet_v2", ("cat", "dog"), Preprocess())
-    flavor.save_model(scratch / "model", build("mobilenet_v2", 2), description, reference, pictures=[picture])
+    flavor.save_model(scratch / "model", build_network("mobilenet_v2", 2), description, embeddings, images=[image])
     return scratch / "model"

@@ -1,4 +1,4 @@
-"""Servers to measure: how each is started, asked, and stopped."""
+"""Servers to measure: how each is started, called and stopped."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ _BOUNDARY = "catdog-boundary"
 
 
 @dataclass(frozen=True)
-class Form:
-    """How a photo becomes a request's body, and a label is found in the answer."""
+class RequestFormat:
+    """How an image becomes a request's body."""
 
     path: str
     content_type: str
@@ -47,68 +47,75 @@ class Form:
         return json.dumps({"image": text} if self.path == "/predict" else mlflow).encode()
 
 
-MLFLOW = Form("/invocations", "application/json")
-PARQUET = Form("/invocations", "application/vnd.apache.parquet")
-LITSERVE = Form("/predict", "application/json")
-BENTOML = Form("/classify", f"multipart/form-data; boundary={_BOUNDARY}")
+MLFLOW = RequestFormat("/invocations", "application/json")
+PARQUET = RequestFormat("/invocations", "application/vnd.apache.parquet")
+LITSERVE = RequestFormat("/predict", "application/json")
+BENTOML = RequestFormat("/classify", f"multipart/form-data; boundary={_BOUNDARY}")
 
 
 @dataclass(frozen=True)
 class Server:
-    """A row of the table.
+    """A server to measure.
 
     Attributes:
-        name: What the row is called.
-        command: How it starts; `{port}` is filled in.
-        form: What it is asked in.
-        workers: Processes that answer.
-        environment: Added to this one's.
+        name: Its name in the table.
+        command: The command that starts it; `{port}` is filled in.
+        request_format: The format of its requests.
+        workers: Number of worker processes.
+        environment: Environment variables to add.
     """
 
     name: str
     command: Sequence[str]
-    form: Form
+    request_format: RequestFormat
     workers: int
     environment: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Running:
-    """A server that has answered: its address, how long that took, and the memory of its largest process (MB)."""
+    """A server that has responded: its address, the time until its first response, and its process."""
 
     url: str
     start_s: float
     pid: int
 
     def memory_mb(self) -> float:
-        """Resident memory of the largest process, so that launchers and parents don't count."""
+        """Resident memory of its largest process, which leaves out launchers and parents."""
         root = psutil.Process(self.pid)
         return max(process.memory_info().rss for process in (root, *root.children(recursive=True))) / 1e6
 
 
-def mlflow_serve(name: str, python: Path, model: Path, workers: int, form: Form = MLFLOW, **environment: str) -> Server:
-    """`mlflow models serve`, in the environment of that Python."""
+def mlflow_serve(
+    name: str, python: Path, model: Path, workers: int, request_format: RequestFormat = MLFLOW, **environment: str
+) -> Server:
+    """`mlflow models serve`, run by the given Python."""
     command = [str(python), "-m", "mlflow", "models", "serve", "-m", str(model), "-p", "{port}", "-h", "127.0.0.1"]
-    return Server(name, [*command, "-w", str(workers), "--env-manager", "local"], form, workers, environment)
+    return Server(name, [*command, "-w", str(workers), "--env-manager", "local"], request_format, workers, environment)
 
 
-def litserve(name: str, python: Path, way: str, path: Path, workers: int) -> Server:
+def litserve(name: str, python: Path, baseline: str, path: Path, workers: int) -> Server:
     """LitServe, in the peers' environment."""
     return Server(
-        name, [str(python), str(PEERS / "litserve_app.py"), way, str(path), "{port}", str(workers)], LITSERVE, workers
+        name, [str(python), str(PEERS / "litserve_app.py"), baseline, str(path), "{port}", str(workers)], LITSERVE, workers
     )
 
 
-def bentoml(name: str, python: Path, way: str, path: Path, workers: int, home: Path) -> Server:
+def bentoml(name: str, python: Path, baseline: str, path: Path, workers: int, home: Path) -> Server:
     """BentoML, in the peers' environment."""
     command = [str(python), "-m", "bentoml", "serve", "bentoml_app:Classifier", "--host", "127.0.0.1", "--port", "{port}"]
-    environment = {"BENCH_WAY": way, "BENCH_PATH": str(path), "BENCH_WORKERS": str(workers), "BENTOML_HOME": str(home)}
+    environment = {
+        "BENCH_BASELINE": baseline,
+        "BENCH_PATH": str(path),
+        "BENCH_WORKERS": str(workers),
+        "BENTOML_HOME": str(home),
+    }
     return Server(name, command, BENTOML, workers, environment | {"BENTOML_DO_NOT_TRACK": "true"})
 
 
 @contextlib.contextmanager
 def running(server: Server, image: bytes, log: Path) -> Iterator[Running]:
-    """Start a server, wait for its first good answer, stop it by its process group at the end."""
+    """Start a server, wait for its first successful response, and stop its process group at the end."""
     port = free_port()
     command = [word.replace("{port}", str(port)) for word in server.command]
     with log.open("w") as stream:
@@ -119,10 +126,10 @@ def running(server: Server, image: bytes, log: Path) -> Iterator[Running]:
         process = subprocess.Popen(command, cwd=PEERS, env=environment, stdout=stream, stderr=stream, start_new_session=True)
     url = f"http://127.0.0.1:{port}"
     try:
-        while predict(url, server.form, image) is None:
+        while predict(url, server.request_format, image) is None:
             if process.poll() is not None or time.monotonic() - started > START_TIMEOUT_S:
                 raise SystemExit(
-                    f"{server.name} was not up within {START_TIMEOUT_S} s; its log ends:\n{log.read_text()[-2000:]}"
+                    f"{server.name} was not ready within {START_TIMEOUT_S} s; its log ends:\n{log.read_text()[-2000:]}"
                 )
             time.sleep(0.02)
         yield Running(url, time.monotonic() - started, process.pid)
@@ -144,14 +151,14 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
     process.wait(timeout=15)
 
 
-def predict(url: str, form: Form, image: bytes) -> str | None:
-    """One photo's label; None while the server isn't up."""
+def predict(url: str, request_format: RequestFormat, image: bytes) -> str | None:
+    """The predicted label; None while the server is not ready."""
     try:
-        headers = {"Content-Type": form.content_type}
-        answer = requests.post(url + form.path, data=form.body(image), headers=headers, timeout=60)
+        headers = {"Content-Type": request_format.content_type}
+        response = requests.post(url + request_format.path, data=request_format.body(image), headers=headers, timeout=60)
     except (requests.ConnectionError, requests.Timeout):
         return None
-    if not answer.ok:
+    if not response.ok:
         return None
-    content: Any = answer.json()
+    content: Any = response.json()
     return str((content["predictions"][0] if "predictions" in content else content)["label"])

@@ -1,10 +1,9 @@
-"""How fast photos are answered: this project's model beside what a user would pick instead, in one run, on loopback.
+"""Serving speed: this project's model beside the alternatives, in one run, on loopback.
 
-    python benchmarks/serving.py --model models:/CatDogClassifier@production --photos path/to/photos
+    python benchmarks/serving.py --model models:/CatDogClassifier@production --images path/to/photos
 
-Every server has the same network and is asked about the same photos. `limit` is decoding and network in this process, on
-every core, with no server; `path` is MLflow's server around a model that does nothing. Work that is done one after the other
-makes 1 / (1/path + 1/limit).
+Every server has the same network and gets the same images. "upper bound" is decoding and network in this process, on all
+cores, without a server; "mlflow overhead" is MLflow's server around a model that does nothing.
 """
 
 from __future__ import annotations
@@ -25,12 +24,12 @@ import load
 import mlflow
 import models
 import numpy as np
-import photos
 import servers
-from report import Row, reached, table
+from images import draw_images, make_images
+from report import Row, ratios, table
 from servers import PEERS_PYTHON, Server
 
-from catdog_pyfunc import bundle, flavor
+from catdog_pyfunc import bundle, flavor, pyfunc_model
 from catdog_pyfunc.cpu import available_cores
 from catdog_pyfunc.engine import OnnxEngine
 from catdog_pyfunc.preprocessing import preprocess
@@ -41,34 +40,34 @@ def main() -> None:
     arguments = _arguments()
     load.check_wrk()
     os.environ["MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR"] = "false"
-    warnings.simplefilter("ignore")  # MLflow would like type hints and input examples of models that are only measured
+    warnings.simplefilter("ignore")  # about type hints and input examples
     with tempfile.TemporaryDirectory(prefix="catdog-bench-") as name:
         scratch = Path(name)
-        images = photos.make(arguments.photos or photos.draw(scratch / "drawn"))
-        model = models.open_or_make(arguments.model, images["500x375"][0], scratch)
-        stored = model / "artifacts" / flavor.ARTIFACT
+        images = make_images(arguments.images or draw_images(scratch / "drawn"))
+        model = models.open_or_create(arguments.model, images["500x375"][0], scratch)
+        stored = model / "artifacts" / pyfunc_model.BUNDLE_ARTIFACT
         labels = _labels(model, images)
-        rows = measure_limit(stored, images, arguments.seconds)
+        rows = measure_upper_bound(stored, images, arguments.seconds)
         for server in _plan(model, scratch, arguments.only):
             rows += measure(server, images, labels, arguments, scratch)
     report = {
         "machine": _machine(),
-        "photos": _sizes(images),
+        "images": _sizes(images),
         "seconds": arguments.seconds,
         "rows": [asdict(row) for row in rows],
     }
-    report["reached"] = reached(rows)
+    report["ratios"] = ratios(rows)
     arguments.output.write_text(json.dumps(report, indent=2) + "\n")
-    print(f"\n{_machine()}; photos {_sizes(images)}\n\n{table(rows)}")
-    print(f"{json.dumps(report['reached'], indent=2)}\nwritten: {arguments.output}")
+    print(f"\n{_machine()}; images {_sizes(images)}\n\n{table(rows)}")
+    print(f"{json.dumps(report['ratios'], indent=2)}\nwritten: {arguments.output}")
 
 
-def measure_limit(stored: Path, images: dict[str, list[bytes]], seconds: float) -> list[Row]:
-    """Decoding and network in this process: one thread for a lone client, one a core for eight."""
+def measure_upper_bound(stored: Path, images: dict[str, list[bytes]], seconds: float) -> list[Row]:
+    """Decoding and network in this process: one thread for one client, one per core for eight."""
     description = bundle.read(stored).description
     engine = OnnxEngine(stored / bundle.GRAPH)
 
-    def answer(image: bytes) -> float:
+    def latency_ms(image: bytes) -> float:
         started = time.perf_counter()
         engine.run(preprocess(image, description.preprocess)[None])
         return 1000 * (time.perf_counter() - started)
@@ -76,19 +75,19 @@ def measure_limit(stored: Path, images: dict[str, list[bytes]], seconds: float) 
     rows = []
     for size, files in images.items():
         for clients, threads in ((1, 1), (8, available_cores())):
-            times, elapsed = _spin(answer, files, threads, seconds)
+            times, elapsed = _run(latency_ms, files, threads, seconds)
             p50, p99 = np.percentile(times, [50, 99])
-            rows.append(Row("limit", 1, size, clients, len(times) / elapsed, p50, p99, 0, "-"))
+            rows.append(Row("upper bound", 1, size, clients, len(times) / elapsed, p50, p99, 0, "-"))
     return rows
 
 
-def _spin(
-    answer: Callable[[bytes], float], files: Sequence[bytes], threads: int, seconds: float
+def _run(
+    latency_ms: Callable[[bytes], float], files: Sequence[bytes], threads: int, seconds: float
 ) -> tuple[list[float], float]:
     def until(deadline: float) -> list[float]:
         times: list[float] = []
         while time.perf_counter() < deadline:
-            times.append(answer(files[len(times) % len(files)]))
+            times.append(latency_ms(files[len(times) % len(files)]))
         return times
 
     with ThreadPoolExecutor(threads) as pool:
@@ -102,26 +101,26 @@ def _spin(
 def measure(
     server: Server, images: dict[str, list[bytes]], labels: dict[bytes, str], arguments: argparse.Namespace, scratch: Path
 ) -> list[Row]:
-    """One server: start-up, memory, and every photo size with one and eight clients."""
+    """Measure one server: start-up, memory, and each image size with one and eight clients."""
     rows = []
     first = images["500x375"][0]
     with servers.running(server, first, scratch / "server.log") as running:
         for size, files in images.items():
-            told = [servers.predict(running.url, server.form, image) for image in files]
-            same = f"{sum(label == labels[image] for label, image in zip(told, files, strict=True))}/{len(files)}"
-            bodies = [server.form.body(image) for image in files]
+            found = [servers.predict(running.url, server.request_format, image) for image in files]
+            same = f"{sum(label == labels[image] for label, image in zip(found, files, strict=True))}/{len(files)}"
+            bodies = [server.request_format.body(image) for image in files]
             for clients in (1, 8):
-                seen = load.put(
+                seen = load.apply_load(
                     running.url,
-                    server.form.path,
-                    server.form.content_type,
+                    server.request_format.path,
+                    server.request_format.content_type,
                     bodies,
                     clients=clients,
                     seconds=arguments.seconds,
                     scratch=scratch / "bodies",
                 )
-                figures = (seen.images_per_s, seen.p50_ms, seen.p99_ms, seen.errors)
-                row = Row(server.name, server.workers, size, clients, *figures, same, running.start_s, running.memory_mb())
+                speed = (seen.images_per_s, seen.p50_ms, seen.p99_ms, seen.errors)
+                row = Row(server.name, server.workers, size, clients, *speed, same, running.start_s, running.memory_mb())
                 rows.append(row)
                 print(
                     f"{server.name}, {server.workers} workers, {size}, {clients} clients: {seen.images_per_s:.1f}/s",
@@ -131,27 +130,28 @@ def measure(
 
 
 def _plan(model: Path, scratch: Path, only: str | None) -> list[Server]:
-    stored = model / "artifacts" / flavor.ARTIFACT
+    stored = model / "artifacts" / pyfunc_model.BUNDLE_ARTIFACT
     graph, weights = stored / bundle.GRAPH, stored / bundle.WEIGHTS
-    nothing, plain = models.peers(model, weights, scratch)
+    empty, baseline = models.peers(model, weights, scratch)
     served = models.environment(model)
     plan = []
     for workers in (1, 2):
-        plan.append(servers.mlflow_serve("path", served, nothing, workers))
+        plan.append(servers.mlflow_serve("mlflow overhead", served, empty, workers))
         plan.append(servers.mlflow_serve("catdog", served, model, workers))
-        plan.append(servers.mlflow_serve("plain pyfunc", PEERS_PYTHON, plain, workers))
-    plan.append(servers.mlflow_serve("path, parquet", served, nothing, 2, servers.PARQUET))
+        plan.append(servers.mlflow_serve("torch pyfunc", PEERS_PYTHON, baseline, workers))
+    plan.append(servers.mlflow_serve("mlflow overhead, parquet", served, empty, 2, servers.PARQUET))
     plan.append(servers.mlflow_serve("catdog, parquet", served, model, 2, servers.PARQUET))
-    for name, way, path in (("eager torch", "plain", weights), ("ONNX", "onnx_way", graph)):
-        plan.append(servers.litserve(f"LitServe, {name}", PEERS_PYTHON, way, path, 2))
-        plan.append(servers.bentoml(f"BentoML, {name}", PEERS_PYTHON, way, path, 2, scratch / "bentoml"))
+    for name, module, path in (("eager torch", "torch_baseline", weights), ("ONNX", "onnx_baseline", graph)):
+        plan.append(servers.litserve(f"LitServe, {name}", PEERS_PYTHON, module, path, 2))
+        plan.append(servers.bentoml(f"BentoML, {name}", PEERS_PYTHON, module, path, 2, scratch / "bentoml"))
     named = {f"{server.name} {server.workers}": server for server in plan}
-    asked = only.split(";") if only else list(named)
-    if unknown := set(asked) - set(named):
-        raise SystemExit(f"--only has unknown {', '.join(map(repr, sorted(unknown)))}; it may hold {', '.join(named)}")
-    chosen = [named[name] for name in asked]
+    selected = only.split(";") if only else list(named)
+    if unknown := set(selected) - set(named):
+        known = "; ".join(named)
+        raise SystemExit(f"--only has unknown {', '.join(map(repr, sorted(unknown)))}: it may contain {known}")
+    chosen = [named[name] for name in selected]
     if any(str(PEERS_PYTHON) in server.command for server in chosen) and not PEERS_PYTHON.exists():
-        raise SystemExit(f"{PEERS_PYTHON} isn't there: `make bench` makes it")
+        raise SystemExit(f"{PEERS_PYTHON} does not exist: `make bench` creates it")
     return chosen
 
 
@@ -180,16 +180,19 @@ def _sizes(images: dict[str, list[bytes]]) -> str:
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "--model", help="a mobilenet_v2 for cats and dogs of this project's; default: an untrained one, as fast"
+        "--model", help="a mobilenet_v2 for cats and dogs that this project saved; default: an untrained one, just as fast"
     )
     parser.add_argument(
-        "--photos", type=Path, default=os.environ.get("CATDOG_PHOTOS"), help="a folder with .jpg files below; default: drawn"
+        "--images",
+        type=Path,
+        default=os.environ.get("CATDOG_PHOTOS"),
+        help="a folder with .jpg files; default: generated ones",
     )
-    parser.add_argument("--seconds", type=float, default=8, help="of load for each figure")
-    parser.add_argument("--only", help="rows, as 'catdog 2;path 2'; default: all")
+    parser.add_argument("--seconds", type=float, default=8, help="duration of each measurement")
+    parser.add_argument("--only", help="servers, such as 'catdog 2;mlflow overhead 2'; default: all")
     parser.add_argument("--output", type=Path, default=Path("benchmark-serving.json"))
     arguments = parser.parse_args()
-    arguments.photos = Path(arguments.photos) if arguments.photos else None
+    arguments.images = Path(arguments.images) if arguments.images else None
     return arguments
 
 

@@ -2,30 +2,72 @@
 
     >>> import catdog_pyfunc
     >>> classifier = catdog_pyfunc.load_model("models:/CatDogClassifier@production")
-    >>> classifier.predict([photo])[0].label
+    >>> classifier.predict([image])[0].label
     'cat'
 
-Importing this pulls in neither torch nor MLflow.
+The names in `__all__` are the public API for serving; `catdog_pyfunc.pipeline` has the one for training and evaluation.
+Importing this package loads neither PyTorch nor MLflow.
 """
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from catdog_pyfunc.bundle import Bundle, Description
 from catdog_pyfunc.classifier import Classifier, Prediction
+from catdog_pyfunc.errors import (
+    CatDogError,
+    EnginesDisagree,
+    InvalidBundle,
+    InvalidImage,
+    InvalidSetting,
+    MissingDependency,
+    RegistryError,
+)
+from catdog_pyfunc.preprocessing import Limits, Preprocess
 
 if TYPE_CHECKING:
     from catdog_pyfunc.flavor import load_model, log_model, save_model
+    from catdog_pyfunc.network import Network, build_network
 
-__all__ = ["Classifier", "Prediction", "load_model", "log_model", "save_model"]
+__all__ = [
+    "Bundle",
+    "CatDogError",
+    "Classifier",
+    "Description",
+    "EnginesDisagree",
+    "InvalidBundle",
+    "InvalidImage",
+    "InvalidSetting",
+    "Limits",
+    "MissingDependency",
+    "Network",
+    "Prediction",
+    "Preprocess",
+    "RegistryError",
+    "build_network",
+    "load_model",
+    "log_model",
+    "save_model",
+]
 __version__ = "0.1.0"
 
-_FLAVOR = ("load_model", "log_model", "save_model")  # these need MLflow, which takes 1.5 s to import
+# Imported on first use: MLflow takes 1.5 s to import, and PyTorch need not be installed.
+_LAZY = {
+    "Network": "catdog_pyfunc.network",
+    "build_network": "catdog_pyfunc.network",
+    "load_model": "catdog_pyfunc.flavor",
+    "log_model": "catdog_pyfunc.flavor",
+    "save_model": "catdog_pyfunc.flavor",
+}
 
 
 def __getattr__(name: str) -> Any:
-    if name in _FLAVOR:
-        from catdog_pyfunc import flavor
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_LAZY[name]), name)
 
-        return getattr(flavor, name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_LAZY})

@@ -1,4 +1,4 @@
-"""What is stored: weights, graph, reference and description, written whole or not at all, checked on loading."""
+"""The stored classifier: weights, graph, reference embeddings and description; written atomically, verified on loading."""
 
 from __future__ import annotations
 
@@ -18,19 +18,21 @@ from catdog_pyfunc.errors import InvalidBundle
 from catdog_pyfunc.preprocessing import Floats, Preprocess
 
 FORMAT = 1
-WEIGHTS, GRAPH, REFERENCE, DESCRIPTION = "weights.safetensors", "model.onnx", "reference.npy", "classifier.json"
+WEIGHTS, GRAPH, DESCRIPTION = "weights.safetensors", "model.onnx", "classifier.json"
+REFERENCE_EMBEDDINGS = "reference_embeddings.npy"
 
 
 @dataclass(frozen=True)
 class Description:
-    """All about a classifier that isn't a weight.
+    """Everything about a classifier except its weights.
 
     Attributes:
         backbone: The network's name in `torchvision.models`.
         classes: Class names, in the order of the logits.
-        preprocess: How a picture is brought to the network.
+        preprocess: How an image is turned into the network's input.
         temperature: Logits are divided by it before softmax.
-        threshold: A picture of less likeness to the reference than this is probably none of the classes.
+        ood_threshold: An image whose similarity to the reference embeddings is below this is out of distribution: it
+            probably shows none of the classes.
         provenance: Where the classifier came from: data digest, weights, seed, versions.
     """
 
@@ -38,57 +40,57 @@ class Description:
     classes: tuple[str, ...]
     preprocess: Preprocess
     temperature: float = 1.0
-    threshold: float = -1.0
+    ood_threshold: float = -1.0
     provenance: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Bundle:
-    """A stored classifier, its files checked against their digests.
+    """A stored classifier whose files have been verified.
 
     Attributes:
         path: The folder.
-        description: What classifier.json says.
-        digest: SHA-256 (hex) of classifier.json, which holds the digests of the other files: one name for the whole.
+        description: The content of classifier.json.
+        digest: SHA-256 (hex) of classifier.json, which holds the digests of the other files, so it identifies them all.
     """
 
     path: Path
     description: Description
     digest: str
 
-    def reference(self) -> Floats:
-        """Read (M, D), embeddings of training pictures, each of length 1, of float16 precision."""
-        return np.asarray(np.load(self.path / REFERENCE, allow_pickle=False), dtype=np.float32)
+    def reference_embeddings(self) -> Floats:
+        """Load (M, D) float32: embeddings of training images, each of length 1, stored in float16 precision."""
+        return np.asarray(np.load(self.path / REFERENCE_EMBEDDINGS, allow_pickle=False), dtype=np.float32)
 
 
-def write(path: Path, description: Description, reference: Floats, *, weights: bytes, graph: bytes) -> Bundle:
-    """Store a classifier, whole or not at all.
+def write(path: Path, description: Description, reference_embeddings: Floats, *, weights: bytes, graph: bytes) -> Bundle:
+    """Store a classifier, completely or not at all.
 
     Args:
-        path: The folder to make; must not exist.
-        description: All that isn't a weight.
-        reference: (M, D), embeddings of training pictures, each of length 1.
-        weights: A safetensors file's content.
-        graph: An ONNX file's content.
+        path: The folder to create; must not exist.
+        description: Everything except the weights.
+        reference_embeddings: (M, D), embeddings of training images, each of length 1.
+        weights: Content of a safetensors file.
+        graph: Content of an ONNX file.
 
     Returns:
-        The bundle as it was written.
+        The bundle that was written.
 
     Raises:
-        FileExistsError: `path` is there already.
+        FileExistsError: `path` exists.
     """
     if path.exists():
-        raise FileExistsError(f"{path} is there already: give a folder that doesn't exist")
+        raise FileExistsError(f"{path} already exists: give a folder that does not")
     array = io.BytesIO()
-    np.save(array, reference.astype(np.float16), allow_pickle=False)
-    files = {WEIGHTS: weights, GRAPH: graph, REFERENCE: array.getvalue()}
+    np.save(array, reference_embeddings.astype(np.float16), allow_pickle=False)
+    files = {WEIGHTS: weights, GRAPH: graph, REFERENCE_EMBEDDINGS: array.getvalue()}
     content = {
         "format": FORMAT,
         "backbone": description.backbone,
         "classes": list(description.classes),
         "preprocess": description.preprocess.to_dict(),
         "temperature": description.temperature,
-        "threshold": description.threshold,
+        "ood_threshold": description.ood_threshold,
         "provenance": dict(description.provenance),
         "files": {name: {"sha256": _sha256(data), "bytes": len(data)} for name, data in files.items()},
     }
@@ -96,7 +98,7 @@ def write(path: Path, description: Description, reference: Floats, *, weights: b
     path.parent.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
     try:
-        scratch.chmod(0o755)  # mkdtemp's 0700 would keep another user's server from reading it
+        scratch.chmod(0o755)  # mkdtemp's 0700 would keep a server that runs as another user from reading it
         for name, data in files.items():
             (scratch / name).write_bytes(data)
         scratch.rename(path)
@@ -107,58 +109,59 @@ def write(path: Path, description: Description, reference: Floats, *, weights: b
 
 
 def read(path: Path) -> Bundle:
-    """Open a stored classifier and check every file of it.
+    """Open a stored classifier and verify each of its files.
 
     Args:
-        path: The folder that `write` made.
+        path: A folder that `write` created.
 
     Returns:
         The bundle.
 
     Raises:
-        InvalidBundle: A file is missing or changed, or a newer version wrote it.
+        InvalidBundle: A file is missing or changed, or was written by a newer version.
     """
-    with _opened(path / DESCRIPTION) as file:
+    with _open(path / DESCRIPTION) as file:
         raw = file.read()
     try:
         content = json.loads(raw)
         version = int(content["format"])
         if version > FORMAT:
             raise InvalidBundle(
-                f"{path / DESCRIPTION} has format {version}, this catdog-pyfunc reads up to {FORMAT}: install a newer one"
+                f"{path / DESCRIPTION} has format {version}, but this catdog-pyfunc reads up to {FORMAT}: "
+                "install a newer catdog-pyfunc"
             )
         description = Description(
             backbone=str(content["backbone"]),
             classes=tuple(str(name) for name in content["classes"]),
             preprocess=Preprocess.from_dict(content["preprocess"]),
             temperature=float(content["temperature"]),
-            threshold=float(content["threshold"]),
+            ood_threshold=float(content["ood_threshold"]),
             provenance=content["provenance"],
         )
         digests = {name: str(entry["sha256"]) for name, entry in content["files"].items()}
-    except (ValueError, KeyError, TypeError, AttributeError) as wrong:
-        if isinstance(wrong, InvalidBundle):
-            raise
-        raise InvalidBundle(f"{path / DESCRIPTION} can't be read ({wrong!r}): save the model again") from None
-    for name in (WEIGHTS, GRAPH, REFERENCE):
+    except InvalidBundle:
+        raise
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InvalidBundle(f"cannot read {path / DESCRIPTION} ({error!r}): save the model again") from None
+    for name in (WEIGHTS, GRAPH, REFERENCE_EMBEDDINGS):
         if _file_digest(path / name) != digests.get(name):
-            raise InvalidBundle(f"{path / name} is not the file that was saved (SHA-256 differs): get the model again")
+            raise InvalidBundle(f"{path / name} is not the file that was saved (SHA-256 differs): fetch the model again")
     return Bundle(path, description, _sha256(raw))
 
 
 def _file_digest(path: Path) -> str:
     digest = hashlib.sha256()
-    with _opened(path) as file:
+    with _open(path) as file:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
 
 
-def _opened(path: Path) -> BinaryIO:
+def _open(path: Path) -> BinaryIO:
     try:
         return path.open("rb")
-    except OSError as missing:
-        raise InvalidBundle(f"{path} can't be read ({missing.strerror}): get the model again") from None
+    except OSError as error:
+        raise InvalidBundle(f"cannot read {path} ({error.strerror}): fetch the model again") from None
 
 
 def _sha256(data: bytes) -> str:

@@ -1,4 +1,4 @@
-"""uint8 pictures → logits and embedding: ONNX Runtime (the default on CPU), or PyTorch from the same bundle."""
+"""uint8 images → logits, embeddings and similarity: by ONNX Runtime (the default on CPU) or by PyTorch, from one bundle."""
 
 from __future__ import annotations
 
@@ -14,14 +14,19 @@ from catdog_pyfunc.errors import InvalidBundle, InvalidSetting, MissingDependenc
 from catdog_pyfunc.preprocessing import Floats, Pixels
 
 ENGINES = ("auto", "onnx", "torch")
-OUTPUTS = ("logits", "embedding", "class_maps", "likeness")  # of the graph, in this order
 
 
 class Outputs(NamedTuple):
-    """What a network says of N pictures: logits (N, C), embedding (N, D), class maps (N, C, h, w), likeness (N,).
+    """A network's outputs for N images; the graph's outputs have these names, in this order.
 
-    Likeness is computed in the graph, too: NumPy's BLAS would keep its threads spinning on the cores for a while after each
-    product, and halve the throughput (6.0 ms a picture instead of 3.2, mobilenet_v2 on 2 cores).
+    The similarity is computed inside the graph as well: NumPy's BLAS keeps its threads spinning for a while after each
+    product, which halves the throughput (6.0 ms per image instead of 3.2, mobilenet_v2 on 2 cores).
+
+    Attributes:
+        logits: (N, C).
+        embedding: (N, D), pooled features.
+        class_maps: (N, C, h, w), each class's evidence at each location.
+        similarity: (N,), cosine similarity to the nearest reference embedding.
     """
 
     logits: Floats
@@ -34,42 +39,45 @@ class Engine(Protocol):
     """Runs the network. Safe to call from several threads at once.
 
     Attributes:
-        batch_size: How many pictures a call should hold to be fastest.
+        batch_size: How many images per call are fastest.
     """
 
     batch_size: int
 
     def run(self, images: Pixels, *, exclusive: bool = False) -> Outputs:
-        """Classify pictures: (N, size, size, 3) uint8, as `preprocess` makes them.
+        """Run the network.
 
         Args:
-            images: The pictures.
-            alone: Whether nothing else is being worked on, so that this call may use every core.
+            images: (N, size, size, 3) uint8, as `preprocess` returns them.
+            exclusive: Whether this call may use all cores because no other is in progress.
+
+        Returns:
+            The network's outputs.
         """
         ...
 
 
 class OnnxEngine:
-    """ONNX Runtime on CPU: one thread a call, or every core for a call that is alone.
+    """ONNX Runtime on CPU: one thread per call, or all cores for an exclusive call.
 
-    Single pictures in calls side by side are the fastest way on CPU: with mobilenet_v2 on 2 cores 2.3 ms a picture, against
-    3.1 in batches of 8. A lone call takes 4.4 ms on one thread, 2.5 on two (AMD EPYC).
+    Single images in concurrent calls are fastest on CPU: with mobilenet_v2 on 2 cores 2.3 ms per image, against 3.1 in
+    batches of 8. An exclusive call takes 4.4 ms on one thread, 2.5 on two (AMD EPYC).
     """
 
     batch_size = 1
 
     def __init__(self, graph: Path | bytes, threads: int = 1) -> None:
         source = graph if isinstance(graph, bytes) else os.fspath(graph)
-        self._narrow = _session(source, 1)
-        self._wide = _session(source, threads) if threads > 1 else self._narrow
-        self.n_classes = int(self._narrow.get_outputs()[0].shape[1])
-        with contextlib.suppress(OSError, AttributeError):  # where there is no glibc
-            ctypes.CDLL(None).malloc_trim(0)  # what reading the graph took and freed: 25 MB a server
+        self._shared_session = _session(source, 1)
+        self._exclusive_session = _session(source, threads) if threads > 1 else self._shared_session
+        self.n_classes = int(self._shared_session.get_outputs()[0].shape[1])
+        with contextlib.suppress(OSError, AttributeError):  # only glibc has it
+            ctypes.CDLL(None).malloc_trim(0)  # returns what parsing the graph had allocated: 25 MB per server
 
     def run(self, images: Pixels, *, exclusive: bool = False) -> Outputs:
-        """Classify pictures: (N, size, size, 3) uint8, as `preprocess` makes them."""
-        session = self._wide if exclusive else self._narrow
-        return Outputs(*session.run(OUTPUTS, {"images": images}))
+        """Run the network on (N, size, size, 3) uint8; see `Engine.run`."""
+        session = self._exclusive_session if exclusive else self._shared_session
+        return Outputs(*session.run(Outputs._fields, {"images": images}))
 
 
 def _session(source: str | bytes, threads: int) -> Any:
@@ -79,42 +87,40 @@ def _session(source: str | bytes, threads: int) -> Any:
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
-    # Threads that wait by spinning are quick at the next operator, but take the cores from whatever else there is.
+    # Spinning threads start the next operator sooner, but take the cores away from everything else.
     options.add_session_config_entry("session.intra_op.spin_duration_us", "10")
-    options.add_session_config_entry("session.disable_prepacking", "1")  # 10 MB a session, for the likeness alone
+    options.add_session_config_entry("session.disable_prepacking", "1")  # saves 10 MB per session
     return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
 
 
 class TorchEngine:
-    """PyTorch, from the bundle's safetensors: on CUDA where there is one."""
+    """PyTorch with the bundle's safetensors weights; on CUDA if there is a device."""
 
     def __init__(self, bundle: Bundle) -> None:
         try:
             import torch
             from safetensors.torch import load_file
 
-            from catdog_pyfunc.network import ServingNetwork, build
-        except ImportError as missing:
-            raise MissingDependency("PyTorch is needed here: pip install 'catdog-pyfunc[torch]'") from missing
+            from catdog_pyfunc.network import ServingNetwork, build_network
+        except ImportError as error:
+            raise MissingDependency("this needs PyTorch: pip install 'catdog-pyfunc[torch]'") from error
 
         description = bundle.description
         weights = load_file(bundle.path / WEIGHTS)
         _check_classes(bundle, weights["head.weight"].shape[0])
-        network = build(description.backbone, len(description.classes))
+        network = build_network(description.backbone, len(description.classes))
         network.load_state_dict(weights)
-        spec = description.preprocess
+        serving = ServingNetwork(network, description.preprocess, torch.from_numpy(bundle.reference_embeddings()))
         self._torch = torch
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self._network = (
-            ServingNetwork(network, spec.mean, spec.std, torch.from_numpy(bundle.reference())).eval().to(self._device)
-        )
+        self._network = serving.eval().to(self._device)
         self.batch_size = 64 if self._device.type == "cuda" else 4
-        self._turn = threading.Lock()  # PyTorch uses every core for each call: two at once would get in each other's way
+        self._lock = threading.Lock()  # PyTorch uses all cores for each call: concurrent calls would slow each other down
 
     def run(self, images: Pixels, *, exclusive: bool = False) -> Outputs:
-        """Classify pictures: (N, size, size, 3) uint8, as `preprocess` makes them."""
+        """Run the network on (N, size, size, 3) uint8; see `Engine.run`."""
         torch = self._torch
-        with self._turn, torch.inference_mode():
+        with self._lock, torch.inference_mode():
             outputs = self._network(torch.from_numpy(images).to(self._device))
         return Outputs(*(output.cpu().numpy() for output in outputs))
 
@@ -124,20 +130,20 @@ def open_engine(bundle: Bundle, name: str = "auto", threads: int = 1) -> Engine:
 
     Args:
         bundle: The stored classifier.
-        name: "onnx", "torch", or "auto": PyTorch where it is installed and sees a CUDA device, else ONNX Runtime.
-        threads: How many a call that is alone may use.
+        name: "onnx", "torch", or "auto": PyTorch if it is installed and finds a CUDA device, else ONNX Runtime.
+        threads: How many threads an exclusive call may use.
 
     Returns:
-        The engine, loaded.
+        The engine, with the network loaded.
 
     Raises:
-        InvalidSetting: No such engine.
-        InvalidBundle: The network has another number of classes than the description.
-        MissingDependency: PyTorch was asked for and isn't installed.
+        InvalidSetting: There is no such engine.
+        InvalidBundle: The network's number of classes differs from the description's.
+        MissingDependency: The engine is "torch" and PyTorch is not installed.
     """
     if name not in ENGINES:
-        raise InvalidSetting(f"engine {name!r} is not known: give one of {', '.join(ENGINES)}")
-    if name == "torch" or (name == "auto" and _cuda_is_there()):
+        raise InvalidSetting(f"engine {name!r} is unknown: give one of {', '.join(ENGINES)}")
+    if name == "torch" or (name == "auto" and _has_cuda()):
         return TorchEngine(bundle)
     engine = OnnxEngine(bundle.path / GRAPH, threads)
     _check_classes(bundle, engine.n_classes)
@@ -147,11 +153,11 @@ def open_engine(bundle: Bundle, name: str = "auto", threads: int = 1) -> Engine:
 def _check_classes(bundle: Bundle, found: int) -> None:
     named = len(bundle.description.classes)
     if named != found:
-        raise InvalidBundle(f"{bundle.path} names {named} classes, its network tells {found} apart: get the model again")
+        raise InvalidBundle(f"{bundle.path} names {named} classes, but its network has {found}: fetch the model again")
 
 
-def _cuda_is_there() -> bool:
-    # /dev/nvidiactl first: importing torch only to hear "no" would triple a server's memory.
+def _has_cuda() -> bool:
+    # The device file first: importing torch only to find no GPU would triple a server's memory.
     if not Path("/dev/nvidiactl").exists():
         return False
     try:

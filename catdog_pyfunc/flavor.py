@@ -1,14 +1,15 @@
-"""save_model, log_model, load_model: one artifact, three flavors (python_function, pytorch, onnx)."""
+"""Saving, logging and loading a model: one artifact with three flavors (python_function, pytorch, onnx)."""
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import io
 import shutil
 import sys
 import tempfile
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,70 +18,67 @@ import numpy as np
 import pandas as pd
 from mlflow.exceptions import MlflowException
 from mlflow.models import Model
+from mlflow.models.model import ModelInfo
+from packaging.requirements import Requirement
 
 from catdog_pyfunc import bundle as bundles
 from catdog_pyfunc import internals
 from catdog_pyfunc.bundle import Bundle, Description
 from catdog_pyfunc.classifier import Classifier
-from catdog_pyfunc.engine import OUTPUTS, OnnxEngine
-from catdog_pyfunc.errors import EnginesDisagree, InvalidBundle, RegistryError
+from catdog_pyfunc.engine import OnnxEngine, Outputs
+from catdog_pyfunc.errors import EnginesDisagree, InvalidBundle, RegistryError, first_line
 from catdog_pyfunc.images import IMAGE_COLUMN
-from catdog_pyfunc.preprocessing import Floats, preprocess
-from catdog_pyfunc.pyfunc_model import ARTIFACT, SETTINGS, signature
+from catdog_pyfunc.preprocessing import DEFAULT_LIMITS, Floats, Limits, preprocess
+from catdog_pyfunc.pyfunc_model import BUNDLE_ARTIFACT, DEFAULT_MODEL_CONFIG, signature
 
 if TYPE_CHECKING:
-    from catdog_pyfunc.network import Network
+    from catdog_pyfunc.network import Network, ServingNetwork
 
-TOLERANCE = 1e-3  # how far the two engines' logits may be apart
-_POSIX_ONLY = {"uvloop": "; sys_platform != 'win32'"}
+TOLERANCE = 1e-3  # largest difference between the two engines' logits
 _PACKAGE = Path(__file__).parent
-# mlflow-skinny and not mlflow: the server needs no more, and installs in half the time and space. MLflow's server takes
-# fastparquet, httptools and uvloop where it finds them: parquet bodies, faster HTTP, no 40 ms of waiting with two workers.
-_REQUIREMENTS = (
-    "fastparquet",
-    "httptools",
-    "mlflow-skinny",
-    "numpy",
-    "onnxruntime",
-    "pandas",
-    "pillow",
-    "pybase64",
-    "uvloop",
-)
 
 
 def save_model(
     path: str | Path,
     network: Network,
     description: Description,
-    reference: Floats,
+    reference_embeddings: Floats,
     *,
-    pictures: Sequence[bytes],
+    images: Sequence[bytes],
     mlflow_model: Model | None = None,
 ) -> None:
-    """Save a classifier as an MLflow model, whole or not at all.
+    """Save a classifier as an MLflow model, completely or not at all.
 
     Args:
-        path: The folder to make.
-        network: The trained network; it is left on CPU, in evaluation mode.
-        description: Classes, preprocessing and where it all came from.
-        reference: (M, D), embeddings of training pictures, each of length 1; what is like none: neither.
-        pictures: Files of the training data on which the two engines must agree; 16 or more, if there are so many. The
-            first is kept as the input example.
-        mlflow_model: MLflow's own description, when `log_model` calls.
+        path: The folder to create.
+        network: The trained network; it is moved to the CPU and put into evaluation mode.
+        description: Classes, preprocessing, calibration and provenance.
+        reference_embeddings: (M, D) float32, embeddings of training images, each of length 1; see `Prediction.in_domain`.
+        images: Image files on which both engines must agree; 16 or more if available. The first becomes the input example.
+        mlflow_model: MLflow's metadata, passed by `log_model`.
 
     Raises:
-        EnginesDisagree: PyTorch's and ONNX Runtime's logits differ by more than 1e-3: nothing is left at `path`.
-        FileExistsError: There is something at `path`.
+        EnginesDisagree: The logits of PyTorch and ONNX Runtime differ by more than 1e-3; nothing is left at `path`.
+        FileExistsError: `path` exists and is not empty.
+        InvalidImage: One of `images` cannot be read.
+
+    Example:
+        >>> import numpy as np, catdog_pyfunc
+        >>> network = catdog_pyfunc.build_network("resnet18", n_classes=2)
+        >>> description = catdog_pyfunc.Description("resnet18", ("cat", "dog"), catdog_pyfunc.Preprocess())
+        >>> reference = np.full((1, 512), 512**-0.5, np.float32)
+        >>> catdog_pyfunc.save_model("model", network, description, reference, images=[image])
+        >>> catdog_pyfunc.load_model("model").description.classes
+        ('cat', 'dog')
     """
     path = Path(path)
     if path.exists() and any(path.iterdir()):
-        raise FileExistsError(f"{path} is there already and not empty: give a folder that doesn't exist")
+        raise FileExistsError(f"{path} exists and is not empty: give a folder that does not exist")
     network = network.cpu().eval()
     with tempfile.TemporaryDirectory(prefix="catdog-") as scratch:
-        bundle = _write_bundle(Path(scratch) / ARTIFACT, network, description, reference, pictures)
+        bundle = _write_bundle(Path(scratch) / BUNDLE_ARTIFACT, network, description, reference_embeddings, images)
         try:
-            _save_flavors(path, Path(scratch), network, bundle, pictures[0], mlflow_model or Model())
+            _save_flavors(path, Path(scratch), network, bundle, images[0], mlflow_model or Model())
         except BaseException:
             shutil.rmtree(path, ignore_errors=True)
             raise
@@ -89,183 +87,229 @@ def save_model(
 def log_model(
     network: Network,
     description: Description,
-    reference: Floats,
+    reference_embeddings: Floats,
     *,
-    pictures: Sequence[bytes],
+    images: Sequence[bytes],
     name: str = "model",
-    **logging: Any,
-) -> Any:
-    """Log a classifier to the active run.
+    registered_model_name: str | None = None,
+    params: Mapping[str, Any] | None = None,
+    tags: Mapping[str, Any] | None = None,
+    step: int = 0,
+) -> ModelInfo:
+    """Log a classifier to the active run; MLflow starts one if there is none.
 
     Args:
-        network: As for `save_model`.
-        description: Likewise.
-        reference: Likewise.
-        pictures: Likewise.
-        name: The model's name in the run: `runs:/<RUN_ID>/<name>`.
-        **logging: What `mlflow.models.Model.log` takes besides: `registered_model_name`, `tags`, `params`, …
+        network: The trained network; it is moved to the CPU and put into evaluation mode.
+        description: Classes, preprocessing, calibration and provenance.
+        reference_embeddings: (M, D) float32, embeddings of training images, each of length 1.
+        images: Image files on which both engines must agree; see `save_model`.
+        name: The logged model's name.
+        registered_model_name: If given, also register the model under this name.
+        params: Parameters of the logged model.
+        tags: Tags of the logged model.
+        step: The training step.
 
     Returns:
-        MLflow's `ModelInfo`.
+        MLflow's `ModelInfo`; its `model_uri` loads the model.
+
+    Raises:
+        EnginesDisagree: The logits of PyTorch and ONNX Runtime differ by more than 1e-3; nothing is logged.
+        InvalidImage: One of `images` cannot be read.
+
+    Example:
+        >>> with mlflow.start_run():
+        ...     info = catdog_pyfunc.log_model(network, description, reference, images=[image], tags={"stage": "dev"})
+        >>> catdog_pyfunc.load_model(info.model_uri).description.backbone
+        'resnet18'
     """
-    return Model.log(
+    info: ModelInfo = Model.log(
         artifact_path=None,
         name=name,
         flavor=sys.modules[__name__],
+        registered_model_name=registered_model_name,
+        params=dict(params) if params else None,
+        tags=dict(tags) if tags else None,
+        step=step,
         network=network,
         description=description,
-        reference=reference,
-        pictures=pictures,
-        **logging,
+        reference_embeddings=reference_embeddings,
+        images=images,
     )
+    return info
 
 
-def load_model(model_uri: str, **settings: Any) -> Classifier:
-    """Load the classifier behind a model, without the DataFrames.
+def load_model(
+    model_uri: str, *, engine: str = "auto", threads: int | None = None, limits: Limits = DEFAULT_LIMITS
+) -> Classifier:
+    """Load a model's classifier, for use without DataFrames.
 
     Args:
-        model_uri: Any that MLflow knows: `models:/CatDogClassifier@production`, `runs:/<RUN_ID>/model`, a folder.
-        **settings: What `Classifier` takes: engine, threads, limits.
+        model_uri: Any URI that MLflow resolves: `models:/CatDogClassifier@production`, `runs:/<RUN_ID>/model`, a folder.
+        engine: "onnx", "torch", or "auto": PyTorch if it is installed and finds a CUDA device, else ONNX Runtime.
+        threads: How many cores to use; None for all that are available.
+        limits: Largest file and image.
 
     Returns:
         The classifier.
 
     Raises:
-        RegistryError: There is no such model.
-        InvalidBundle: The model isn't one of this project's, or is damaged.
+        RegistryError: There is no such model, or it cannot be downloaded.
+        InvalidBundle: The model was not saved by this project, or is damaged.
+        InvalidSetting: The engine is unknown.
+        MissingDependency: The engine is "torch" and PyTorch is not installed.
+
+    Example:
+        >>> classifier = catdog_pyfunc.load_model("model", limits=catdog_pyfunc.Limits(max_bytes=5_000_000))
+        >>> (prediction,) = classifier.predict([b"%PDF-1.7"])
+        >>> print(prediction.error.split(";")[0])
+        image 0 is neither an image nor base64: starts with b'%PDF-1.7'
     """
-    folder = download_model(model_uri) / "artifacts" / ARTIFACT
-    if not folder.is_dir():
-        raise InvalidBundle(f"{model_uri} holds no catdog bundle: give a model that this project's training logged")
-    return Classifier(bundles.read(folder), **settings)
+    with downloaded_model(model_uri) as folder:
+        bundle = folder / "artifacts" / BUNDLE_ARTIFACT
+        if not bundle.is_dir():
+            raise InvalidBundle(f"{model_uri} contains no catdog bundle: give a model that this project saved")
+        return Classifier(bundles.read(bundle), engine=engine, threads=threads, limits=limits)
 
 
-def download_model(model_uri: str) -> Path:
-    """The folder of a model, downloaded if it is elsewhere.
+@contextlib.contextmanager
+def downloaded_model(model_uri: str) -> Iterator[Path]:
+    """Make a model available as a folder.
 
     Args:
-        model_uri: Any that MLflow knows.
+        model_uri: Any URI that MLflow resolves.
 
-    Returns:
-        The folder that holds `MLmodel`.
+    Yields:
+        The folder that contains `MLmodel`. If the model is on this machine already, that is its own folder; otherwise a
+        download, which is deleted when the context ends.
 
     Raises:
-        RegistryError: There is no such model.
+        RegistryError: There is no such model, or it cannot be downloaded.
     """
-    try:
-        return Path(mlflow.artifacts.download_artifacts(artifact_uri=str(model_uri)))
-    except (MlflowException, OSError) as missing:
-        raise RegistryError(
-            f"model {model_uri} can't be had from {mlflow.get_tracking_uri()} ({missing}): "
-            "give models:/<name>@<alias>, models:/<name>/<version>, runs:/<run id>/model or a folder"
-        ) from None
+    with contextlib.ExitStack() as stack:
+        try:
+            folder = internals.local_model(model_uri)
+            if folder is None:
+                scratch = stack.enter_context(tempfile.TemporaryDirectory(prefix="catdog-"))
+                folder = Path(mlflow.artifacts.download_artifacts(artifact_uri=model_uri, dst_path=scratch))
+        except (MlflowException, OSError) as error:
+            raise RegistryError(
+                f"cannot load model {model_uri} from {mlflow.get_tracking_uri()} ({first_line(error)}): "
+                "give models:/<name>@<alias>, models:/<name>/<version>, runs:/<run id>/model or a folder"
+            ) from None
+        yield folder
 
 
-def _write_bundle(
-    path: Path, network: Network, description: Description, reference: Floats, pictures: Sequence[bytes]
-) -> Bundle:
-    from safetensors.torch import save
-
-    graph = export_graph(network, description, reference)
-    _check_agreement(network, graph, description, reference, pictures)
-    weights = save({name: tensor.contiguous() for name, tensor in network.state_dict().items()})
-    return bundles.write(path, description, reference, weights=weights, graph=graph)
-
-
-def export_graph(network: Network, description: Description, reference: Floats) -> bytes:
-    """Turn a network into ONNX: `images` (N, size, size, 3) uint8 in; logits, embedding, class maps, likeness out.
+def export_graph(network: Network, description: Description, reference_embeddings: Floats) -> bytes:
+    """Export a network to ONNX: input `images` (N, size, size, 3) uint8, outputs as in `Outputs`.
 
     Args:
         network: On CPU, in evaluation mode.
-        description: Its preprocessing goes into the graph.
-        reference: (M, D), so does this.
+        description: Its preprocessing becomes part of the graph.
+        reference_embeddings: (M, D); also part of the graph.
 
     Returns:
-        An ONNX file's content; N is free.
+        An ONNX file's content; N is dynamic.
     """
     import torch
 
-    from catdog_pyfunc.network import ServingNetwork
-
-    spec = description.preprocess
-    example = torch.zeros(2, spec.size, spec.size, 3, dtype=torch.uint8)
+    size = description.preprocess.size
+    example = torch.zeros(2, size, size, 3, dtype=torch.uint8)
     content = io.BytesIO()
     with warnings.catch_warnings(), torch.inference_mode(False), torch.no_grad():
-        # dynamo=False: the same graph in 0.7 s instead of 6.5, without onnxscript; PyTorch calls it legacy, and says so.
+        # dynamo=False gives the same graph in 0.7 s instead of 6.5 and without onnxscript; PyTorch deprecates it and warns.
         warnings.simplefilter("ignore")
         torch.onnx.export(
-            ServingNetwork(network, spec.mean, spec.std, torch.from_numpy(reference)).eval(),
+            _serving_network(network, description, reference_embeddings),
             (example,),
-            content,  # type: ignore[arg-type]  # a file object is taken, though only paths are declared
+            content,  # type: ignore[arg-type]  # accepts a file object, but declares only paths
             dynamo=False,
             opset_version=17,
             input_names=["images"],
-            output_names=list(OUTPUTS),
-            dynamic_axes={name: {0: "N"} for name in ("images", *OUTPUTS)},
+            output_names=list(Outputs._fields),
+            dynamic_axes={name: {0: "N"} for name in ("images", *Outputs._fields)},
         )
     return content.getvalue()
 
 
-def _check_agreement(
-    network: Network, graph: bytes, description: Description, reference: Floats, pictures: Sequence[bytes]
-) -> None:
+def _serving_network(network: Network, description: Description, reference_embeddings: Floats) -> ServingNetwork:
     import torch
 
     from catdog_pyfunc.network import ServingNetwork
 
-    spec = description.preprocess
-    images = np.stack([preprocess(picture, spec) for picture in pictures])
+    return ServingNetwork(network, description.preprocess, torch.from_numpy(reference_embeddings)).eval()
+
+
+def _write_bundle(
+    path: Path, network: Network, description: Description, reference_embeddings: Floats, images: Sequence[bytes]
+) -> Bundle:
+    from safetensors.torch import save
+
+    graph = export_graph(network, description, reference_embeddings)
+    _check_agreement(graph, network, description, reference_embeddings, images)
+    weights = save({name: tensor.contiguous() for name, tensor in network.state_dict().items()})
+    return bundles.write(path, description, reference_embeddings, weights=weights, graph=graph)
+
+
+def _check_agreement(
+    graph: bytes, network: Network, description: Description, reference_embeddings: Floats, images: Sequence[bytes]
+) -> None:
+    import torch
+
+    batch = np.stack([preprocess(image, description.preprocess) for image in images])
     with torch.inference_mode():
-        engine = ServingNetwork(network, spec.mean, spec.std, torch.from_numpy(reference)).eval()
-        expected = engine(torch.from_numpy(images))[0].numpy()
-    found = OnnxEngine(graph).run(images).logits
-    apart = np.abs(expected - found)
-    if not (apart <= TOLERANCE).all():  # so that NaN fails, too
+        expected = _serving_network(network, description, reference_embeddings)(torch.from_numpy(batch))[0].numpy()
+    difference = np.abs(expected - OnnxEngine(graph).run(batch).logits)
+    if not (difference <= TOLERANCE).all():  # written so that NaN fails too
         raise EnginesDisagree(
-            f"PyTorch and ONNX Runtime differ by {apart.max():.2g} in the logits of {len(images)} pictures, more than "
-            f"{TOLERANCE:g}: nothing was saved; try another backbone or another onnxruntime"
+            f"PyTorch and ONNX Runtime differ by {difference.max():.2g} in the logits of {len(batch)} images, more than "
+            f"{TOLERANCE:g}: nothing was saved; try another backbone or another version of onnxruntime"
         )
 
 
-def _save_flavors(path: Path, scratch: Path, network: Network, bundle: Bundle, picture: bytes, model: Model) -> None:
+def _save_flavors(path: Path, scratch: Path, network: Network, bundle: Bundle, image: bytes, model: Model) -> None:
     model.metadata = {**(model.metadata or {}), "bundle_digest": bundle.digest}
     _add_frameworks(model)
     code = scratch / _PACKAGE.name
     code.mkdir()
-    for file in _PACKAGE.glob("*.py"):  # the serving files only: `pipeline` never travels
+    for file in _PACKAGE.glob("*.py"):  # the serving files only: `pipeline` stays out of the model
         shutil.copy(file, code)
     mlflow.pyfunc.save_model(
         path,
         python_model=str(_PACKAGE / "from_code.py"),
-        artifacts={ARTIFACT: str(bundle.path)},
+        artifacts={BUNDLE_ARTIFACT: str(bundle.path)},
         code_paths=[str(code)],
         signature=signature(bundle.description.classes),
-        input_example=pd.DataFrame({IMAGE_COLUMN: [picture]}),
-        pip_requirements=_requirements(),
-        model_config=dict(SETTINGS),  # MLflow lets only those be set later that stand here
+        input_example=pd.DataFrame({IMAGE_COLUMN: [image]}),
+        pip_requirements=_pinned_requirements(),
+        model_config=dict(DEFAULT_MODEL_CONFIG),  # MLflow later accepts only the keys given here
         mlflow_model=model,
     )
     _save_torchscript(path / "pytorch", network, bundle.description.preprocess.size)
 
 
-def _requirements() -> list[str]:
-    versions = {
-        name: importlib.metadata.version(name) for name in _REQUIREMENTS if name != "uvloop" or sys.platform != "win32"
-    }
-    return [f"{name}=={version}" + _POSIX_ONLY.get(name, "") for name, version in versions.items()]
+def _pinned_requirements() -> list[str]:
+    """The packages of requirements.txt that apply here, in their installed versions."""
+    lines = (_PACKAGE / "requirements.txt").read_text().splitlines()
+    requirements = [Requirement(line) for line in lines if line and not line.startswith("#")]
+    pinned = []
+    for requirement in requirements:
+        if requirement.marker is None or requirement.marker.evaluate():
+            marker = f"; {requirement.marker}" if requirement.marker else ""
+            pinned.append(f"{requirement.name}=={importlib.metadata.version(requirement.name)}{marker}")
+    return pinned
 
 
 def _save_torchscript(folder: Path, network: Network, size: int) -> None:
-    """Write what `mlflow.pytorch.load_model` opens.
+    """Write the files that `mlflow.pytorch.load_model` loads.
 
-    TorchScript, because it is the one form which that function loads into a module with `.to()` and `.eval()` without
-    unpickling Python objects: `pt2` has no `.eval()`, and a pickled module runs whatever code it names.
+    TorchScript is the only format which that function loads into a module with `.to()` and `.eval()` without unpickling
+    Python objects: `pt2` has no `.eval()`, and a pickled module can run any code.
     """
     import torch
 
     folder.mkdir(parents=True)
     with warnings.catch_warnings(), torch.no_grad():
-        warnings.simplefilter("ignore")
+        warnings.simplefilter("ignore")  # PyTorch deprecates TorchScript
         traced = torch.jit.trace(network.requires_grad_(False), torch.zeros(2, 3, size, size), check_trace=False)  # type: ignore[no-untyped-call]
         torch.jit.save(traced, folder / "model.pth")
     name, module = internals.PICKLE_MODULE_FILE
@@ -275,6 +319,6 @@ def _save_torchscript(folder: Path, network: Network, size: int) -> None:
 def _add_frameworks(model: Model) -> None:
     import torch
 
-    graph = f"artifacts/{ARTIFACT}/{bundles.GRAPH}"
+    graph = f"artifacts/{BUNDLE_ARTIFACT}/{bundles.GRAPH}"
     model.add_flavor("pytorch", pytorch_version=str(torch.__version__), model_data="pytorch")
     model.add_flavor("onnx", onnx_version=importlib.metadata.version("onnx"), data=graph, providers=["CPUExecutionProvider"])

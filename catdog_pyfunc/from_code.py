@@ -1,4 +1,4 @@
-"""What MLflow runs to make the model (models-from-code): a model is this file, its package and its bundle, and no pickle."""
+"""The script MLflow runs to create the model (models-from-code): this file, its package and a bundle, and no pickle."""
 
 import mlflow
 

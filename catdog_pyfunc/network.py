@@ -1,6 +1,6 @@
-"""The PyTorch side: a torchvision backbone cut at its pooled features, with a linear head.
+"""The PyTorch network: a torchvision backbone up to its pooled features, and a linear head.
 
-Needs the [torch] extra, and says so on import: only `TorchEngine`, saving and training import it.
+Importing this module requires the [torch] extra; only `TorchEngine`, saving and training do so.
 """
 
 from __future__ import annotations
@@ -8,36 +8,44 @@ from __future__ import annotations
 import warnings
 
 from catdog_pyfunc.errors import InvalidSetting, MissingDependency
+from catdog_pyfunc.preprocessing import Preprocess
 
 try:
     import torch
     import torchvision
     from torch import fx, nn
     from torch.nn import functional
-except ImportError as missing:
-    raise MissingDependency("PyTorch and torchvision are needed here: pip install 'catdog-pyfunc[torch]'") from missing
+except ImportError as error:
+    raise MissingDependency("this needs PyTorch and torchvision: pip install 'catdog-pyfunc[torch]'") from error
 
 
 class Network(nn.Module):
     """A convolutional backbone, global average pooling and a linear head.
 
-    The head is linear on pooled features, so that a class activation map is exact: class score and map are the same product
-    (Zhou et al., "Learning Deep Features for Discriminative Localization", CVPR 2016).
+    The head is linear on pooled features, so class activation maps are exact: a class's logit and its map are the same
+    product (Zhou et al., "Learning Deep Features for Discriminative Localization", CVPR 2016).
     """
 
     def __init__(self, features: nn.Module, dimension: int, n_classes: int) -> None:
+        """Assemble the network.
+
+        Args:
+            features: (N, 3, H, W) → (N, D, h, w).
+            dimension: D, the number of features.
+            n_classes: C, the number of classes.
+        """
         super().__init__()
         self.features = features
         self.head = nn.Linear(dimension, n_classes)
 
     def forward(self, batch: torch.Tensor) -> torch.Tensor:
-        """Classify normalised pictures: (N, 3, H, W) float32 → logits (N, C)."""
+        """Classify normalised images: (N, 3, H, W) float32 → logits (N, C)."""
         return self.outputs(batch)[0]
 
     def outputs(self, batch: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Classify and show how: (N, 3, H, W) float32 → logits (N, C), embedding (N, D), class maps (N, C, h, w).
+        """Compute (N, 3, H, W) float32 → logits (N, C), embeddings (N, D), class maps (N, C, h, w).
 
-        A class map's mean, plus the head's bias, is the class's logit.
+        The mean of a class's map, plus the head's bias, is the class's logit.
         """
         feature_map = self.features(batch)  # (N, D, h, w)
         embedding = feature_map.mean((2, 3))  # (N, D)
@@ -46,51 +54,58 @@ class Network(nn.Module):
 
 
 class ServingNetwork(nn.Module):
-    """A `Network` behind its normalisation: uint8 pictures in, so that nothing is computed on pixels outside the graph."""
+    """A `Network` with normalisation and OOD similarity: it takes uint8 images, so all arithmetic happens in the graph."""
 
     mean: torch.Tensor
     scale: torch.Tensor
-    reference: torch.Tensor
+    reference_embeddings: torch.Tensor
 
-    def __init__(self, network: Network, mean: tuple[float, ...], std: tuple[float, ...], reference: torch.Tensor) -> None:
+    def __init__(self, network: Network, spec: Preprocess, reference_embeddings: torch.Tensor) -> None:
+        """Wrap a network.
+
+        Args:
+            network: The trained network.
+            spec: Its mean and standard deviation.
+            reference_embeddings: (M, D), each of length 1.
+        """
         super().__init__()
         self.network = network
-        self.register_buffer("mean", 255 * torch.tensor(mean)[:, None, None])  # (3, 1, 1)
-        self.register_buffer("scale", 1 / (255 * torch.tensor(std)[:, None, None]))
-        self.register_buffer("reference", reference.half())  # (M, D), half the size in the file
+        self.register_buffer("mean", 255 * torch.tensor(spec.mean)[:, None, None])  # (3, 1, 1)
+        self.register_buffer("scale", 1 / (255 * torch.tensor(spec.std)[:, None, None]))
+        self.register_buffer("reference_embeddings", reference_embeddings.half())  # (M, D), half the size in the file
 
     def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Classify pictures: (N, H, W, 3) uint8 → logits (N, C), embedding (N, D), class maps (N, C, h, w), likeness (N,).
+        """Compute (N, H, W, 3) uint8 → logits (N, C), embeddings (N, D), class maps (N, C, h, w), similarity (N,).
 
-        Likeness is the cosine to the nearest reference embedding: the k-nearest-neighbour distance on normalised features
-        (Sun et al., "Out-of-Distribution Detection with Deep Nearest Neighbors", ICML 2022) with k = 1.
+        The similarity is the cosine to the nearest reference embedding: the k-nearest-neighbour distance on normalised
+        features (Sun et al., "Out-of-Distribution Detection with Deep Nearest Neighbors", ICML 2022) with k = 1.
         """
-        # NHWC → NCHW first: ONNX Runtime takes 0.8 ms to broadcast three numbers along the last axis, 0.1 along a plane.
+        # NHWC → NCHW first: ONNX Runtime takes 0.8 ms to broadcast along the last axis, 0.1 ms along a plane.
         batch = (images.permute(0, 3, 1, 2).to(torch.float32) - self.mean) * self.scale
         logits, embedding, class_maps = self.network.outputs(batch)
         length = embedding.square().sum(1, keepdim=True).sqrt().clamp_min(1e-12)
-        similarity = ((embedding / length) @ self.reference.float().T).amax(1)
+        similarity = ((embedding / length) @ self.reference_embeddings.float().T).amax(1)
         return logits, embedding, class_maps, similarity
 
 
-def build(backbone: str, n_classes: int) -> Network:
-    """Make the network for a backbone, with random weights.
+def build_network(backbone: str, n_classes: int) -> Network:
+    """Create the network for a backbone, with random weights.
 
     Args:
         backbone: A classification model's name in `torchvision.models`.
-        n_classes: How many classes the head tells apart.
+        n_classes: The number of classes.
 
     Returns:
         The network, in evaluation mode.
 
     Raises:
-        InvalidSetting: No such backbone, or none that ends in globally pooled features.
+        InvalidSetting: There is no such backbone, or it does not end in globally pooled features.
     """
     known = torchvision.models.list_models(module=torchvision.models)
     if backbone not in known:
-        raise InvalidSetting(f"backbone {backbone!r} is not in torchvision.models; it has {', '.join(known)}")
+        raise InvalidSetting(f"backbone {backbone!r} is not in torchvision.models: give one of {', '.join(known)}")
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # googlenet and inception warn about a change of initialisation to come
+        warnings.simplefilter("ignore")  # googlenet and inception announce a change of their initialisation
         model = torchvision.models.get_model(backbone, weights=None)
     features = feature_extractor(model.eval(), backbone)
     with torch.inference_mode():
@@ -99,26 +114,26 @@ def build(backbone: str, n_classes: int) -> Network:
 
 
 def feature_extractor(model: nn.Module, name: str) -> fx.GraphModule:
-    """Keep a classification model up to the input of its last global pooling.
+    """Cut a classification model before its last global pooling.
 
-    Parameters keep the names they have in torchvision's own state_dict.
+    Parameters keep their names in torchvision's own state_dict.
 
     Args:
         model: The whole model, in evaluation mode.
-        name: What to call it in an error.
+        name: Its name, for the error message.
 
     Returns:
         A module (N, 3, H, W) → (N, D, h, w).
 
     Raises:
-        InvalidSetting: It has no global pooling (a transformer, VGG), so no pooled features.
+        InvalidSetting: The model has no global pooling (transformers, VGG).
     """
     graph = fx.Tracer().trace(model)
     poolings = [node for node in graph.nodes if _pools_globally(node, model)]
     if not poolings:
         raise InvalidSetting(
             f"backbone {name!r} does not end in globally pooled features: "
-            "take one that does, as mobilenet_v2, resnet18, efficientnet_b0 or convnext_tiny"
+            "use one that does, such as mobilenet_v2, resnet18, efficientnet_b0 or convnext_tiny"
         )
     output = next(node for node in graph.nodes if node.op == "output")
     output.args = (poolings[-1].args[0],)

@@ -1,4 +1,4 @@
-"""Every form of request that the README names, and how to send one."""
+"""Every request format that the documentation names, and how to send one."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ def post(
     address: str, body: object = None, content: bytes | str | None = None, kind: str = "application/json"
 ) -> list[dict]:
     data = json.dumps(body) if content is None else content
-    answer = requests.post(f"{address}/invocations", data=data, headers={"Content-Type": kind}, timeout=60)
-    assert answer.status_code == 200, answer.text[:500]
-    assert "Traceback" not in answer.text
-    return list(answer.json()["predictions"])
+    response = requests.post(f"{address}/invocations", data=data, headers={"Content-Type": kind}, timeout=60)
+    assert response.status_code == 200, response.text[:500]
+    assert "Traceback" not in response.text
+    return list(response.json()["predictions"])
 
 
 def bodies(photo: bytes) -> dict[str, object]:
@@ -29,16 +29,16 @@ def bodies(photo: bytes) -> dict[str, object]:
         "line breaks": base64.encodebytes(photo).decode(),
         "data URI": f"data:image/jpeg;base64,{standard}",
     }
-    forms: dict[str, object] = {}
+    formats: dict[str, object] = {}
     for name, cell in cells.items():
-        forms[f"dataframe_split, {name}"] = {"dataframe_split": {"columns": ["image"], "data": [[cell]]}}
-        forms[f"dataframe_records, {name}"] = {"dataframe_records": [{"image": cell}]}
-        forms[f"inputs list, {name}"] = {"inputs": [cell]}
-        forms[f"inputs dict, {name}"] = {"inputs": {"image": [cell]}}
-        forms[f"inputs records, {name}"] = {"inputs": [{"image": cell}]}
-        forms[f"instances, {name}"] = {"instances": [cell]}
-        forms[f"instances records, {name}"] = {"instances": [{"image": cell}]}
-    return forms
+        formats[f"dataframe_split, {name}"] = {"dataframe_split": {"columns": ["image"], "data": [[cell]]}}
+        formats[f"dataframe_records, {name}"] = {"dataframe_records": [{"image": cell}]}
+        formats[f"inputs list, {name}"] = {"inputs": [cell]}
+        formats[f"inputs dict, {name}"] = {"inputs": {"image": [cell]}}
+        formats[f"inputs records, {name}"] = {"inputs": [{"image": cell}]}
+        formats[f"instances, {name}"] = {"instances": [cell]}
+        formats[f"instances records, {name}"] = {"instances": [{"image": cell}]}
+    return formats
 
 
 def csv(photo: bytes) -> str:

@@ -1,4 +1,4 @@
-"""BentoML, as its docs say; BENCH_WAY is plain or onnx_way, BENCH_PATH the weights or the graph."""
+"""BentoML, as its docs show it. BENCH_BASELINE is torch_baseline or onnx_baseline, BENCH_PATH the weights or the graph."""
 
 import importlib
 import os
@@ -10,9 +10,9 @@ from PIL.Image import Image
 @bentoml.service(workers=int(os.environ.get("BENCH_WORKERS", "2")))
 class Classifier:
     def __init__(self) -> None:
-        self.way = importlib.import_module(os.environ["BENCH_WAY"])
-        self.model = self.way.load(os.environ["BENCH_PATH"])
+        self.baseline = importlib.import_module(os.environ["BENCH_BASELINE"])
+        self.model = self.baseline.load(os.environ["BENCH_PATH"])
 
     @bentoml.api
     def classify(self, image: Image) -> dict:
-        return self.way.predict(self.model, image)
+        return self.baseline.predict(self.model, image)

@@ -1,4 +1,4 @@
-"""The same ONNX file by hand: Pillow, NumPy, one session, one thread a call (2 workers share 2 cores best that way)."""
+"""The same ONNX file by hand: Pillow, NumPy, one session, one thread per call (best for 2 workers on 2 cores)."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ def load(graph: str) -> onnxruntime.InferenceSession:
     return onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
 
 
-def predict(session: onnxruntime.InferenceSession, picture: Image.Image) -> dict[str, object]:
-    """Classify one picture: label and confidence."""
-    picture = picture.convert("RGB")
-    width, height = picture.size
+def predict(session: onnxruntime.InferenceSession, image: Image.Image) -> dict[str, object]:
+    """Classify one image: label and confidence."""
+    image = image.convert("RGB")
+    width, height = image.size
     scale = 256 / min(width, height)
-    picture = picture.resize((round(width * scale), round(height * scale)), Image.Resampling.BILINEAR)
-    left, top = (picture.width - 224) // 2, (picture.height - 224) // 2
-    pixels = np.asarray(picture.crop((left, top, left + 224, top + 224)))
+    image = image.resize((round(width * scale), round(height * scale)), Image.Resampling.BILINEAR)
+    left, top = (image.width - 224) // 2, (image.height - 224) // 2
+    pixels = np.asarray(image.crop((left, top, left + 224, top + 224)))
     logits = session.run(["logits"], {"images": pixels[None]})[0][0]
     probabilities = np.exp(logits - logits.max()) / np.exp(logits - logits.max()).sum()
     best = int(probabilities.argmax())

@@ -1,4 +1,4 @@
-"""The plain way: what most people write first. torchvision's transforms, eager PyTorch, softmax."""
+"""What most people write first: torchvision's transforms, eager PyTorch, softmax."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ TRANSFORM = transforms.Compose(
 
 def load(weights: str | Path) -> torch.nn.Module:
     """mobilenet_v2 with the weights of a catdog bundle, under torchvision's own names."""
-    named = load_file(weights)
-    features = {name.removeprefix("features."): tensor for name, tensor in named.items() if name.startswith("features.")}
+    tensors = load_file(weights)
+    features = {name.removeprefix("features."): tensor for name, tensor in tensors.items() if name.startswith("features.")}
     head = {
-        f"classifier.1.{name.removeprefix('head.')}": tensor for name, tensor in named.items() if name.startswith("head.")
+        f"classifier.1.{name.removeprefix('head.')}": tensor for name, tensor in tensors.items() if name.startswith("head.")
     }
     model = models.mobilenet_v2(num_classes=len(CLASSES))
     model.load_state_dict(features | head)
     return model.eval()
 
 
-def predict(model: torch.nn.Module, picture: Image.Image) -> dict[str, object]:
-    """Classify one picture: label and confidence."""
-    batch = TRANSFORM(picture.convert("RGB"))[None]
+def predict(model: torch.nn.Module, image: Image.Image) -> dict[str, object]:
+    """Classify one image: label and confidence."""
+    batch = TRANSFORM(image.convert("RGB"))[None]
     with torch.no_grad():
         probabilities = torch.softmax(model(batch), 1)[0]
     best = int(probabilities.argmax())

@@ -1,21 +1,21 @@
-"""The plain way as an MLflow pyfunc, made from code."""
+"""The PyTorch baseline as an MLflow pyfunc (models-from-code)."""
 
 import base64
 import io
 
 import mlflow
 import pandas as pd
-import plain
+import torch_baseline
 from PIL import Image
 
 
-class PlainModel(mlflow.pyfunc.PythonModel):
+class BaselineModel(mlflow.pyfunc.PythonModel):
     def load_context(self, context):
-        self.model = plain.load(context.artifacts["weights"])
+        self.model = torch_baseline.load(context.artifacts["weights"])
 
     def predict(self, context, model_input, params=None):
-        pictures = [Image.open(io.BytesIO(base64.b64decode(cell))) for cell in model_input["image"]]
-        return pd.DataFrame([plain.predict(self.model, picture) for picture in pictures])
+        images = [Image.open(io.BytesIO(base64.b64decode(cell))) for cell in model_input["image"]]
+        return pd.DataFrame([torch_baseline.predict(self.model, image) for image in images])
 
 
-mlflow.models.set_model(PlainModel())
+mlflow.models.set_model(BaselineModel())

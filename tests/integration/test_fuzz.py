@@ -1,4 +1,4 @@
-"""Thousands of damaged, lying and senseless pictures through the real server: rows, never a failure, and no memory lost."""
+"""Thousands of corrupt images sent to a real server: each gives a row, no request fails, and memory does not grow."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-EXAMPLES, CELLS = 260, 8  # requests, and at least so many inputs in each
+EXAMPLES, CELLS = 260, 8  # requests, and the least number of images in each
 ORIGINALS: list[bytes] = []
 
 
 @pytest.fixture(scope="module", autouse=True)
 def originals(drawn: Path) -> None:
-    """Real files in every format that is read, to be damaged."""
-    picture = Image.open(drawn / "test" / "cat" / "cat-0001.jpg")
+    """Valid files in every supported format, to be corrupted."""
+    image = Image.open(drawn / "test" / "cat" / "cat-0001.jpg")
     ORIGINALS[:] = [(drawn / "test" / "dog" / "dog-0001.jpg").read_bytes()]
     for kind, mode, options in (
         ("JPEG", "RGB", {"progressive": True}),
@@ -37,13 +37,13 @@ def originals(drawn: Path) -> None:
         ("TIFF", "L", {"compression": "tiff_deflate"}),
     ):
         buffer = io.BytesIO()
-        picture.convert(mode).save(buffer, kind, **options)
+        image.convert(mode).save(buffer, kind, **options)
         ORIGINALS.append(buffer.getvalue())
 
 
 @st.composite
-def damaged(draw: st.DrawFn) -> bytes:
-    """One real file: cut, bit-flipped, zero-filled, concatenated, wrongly named or lying about its size."""
+def corrupt(draw: st.DrawFn) -> bytes:
+    """A valid file that is truncated, bit-flipped, zero-filled, concatenated, prefixed or has false sizes in its header."""
     content = ORIGINALS[draw(st.integers(0, len(ORIGINALS) - 1))]
     place = draw(st.integers(0, len(content) - 1))
     kind = draw(st.sampled_from(["cut", "flip", "zero", "join", "prefix", "number", "size"]))
@@ -71,7 +71,7 @@ def damaged(draw: st.DrawFn) -> bytes:
 
 
 def png_of_size(width: int, height: int) -> bytes:
-    """A PNG with valid checksums whose header claims any size."""
+    """A PNG with valid checksums whose header states any size."""
 
     def chunk(kind: bytes, body: bytes) -> bytes:
         return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
@@ -85,26 +85,26 @@ def as_text(content: bytes) -> str:
 
 
 cells = st.one_of(
-    damaged().map(as_text),
-    damaged().map(as_text),
-    damaged().map(as_text),
+    corrupt().map(as_text),
+    corrupt().map(as_text),
+    corrupt().map(as_text),
     st.binary(max_size=2000).map(as_text),
     st.text(max_size=200),
     st.text("ABCabc+/-_= \r\n", max_size=200),
 )
 
 
-def post(address: str, given: list[str], form: str) -> list[dict]:
-    body = {"inputs": given} if form == "inputs" else {"dataframe_records": [{"image": cell} for cell in given]}
-    answer = requests.post(f"{address}/invocations", json=body, timeout=60)
-    assert answer.status_code == 200, (answer.text[:500], json.dumps(body)[:500])
-    assert "Traceback" not in answer.text
-    assert "stack_trace" not in answer.text
-    return list(answer.json()["predictions"])
+def post(address: str, given: list[str], request_format: str) -> list[dict]:
+    body = {"inputs": given} if request_format == "inputs" else {"dataframe_records": [{"image": cell} for cell in given]}
+    response = requests.post(f"{address}/invocations", json=body, timeout=60)
+    assert response.status_code == 200, (response.text[:500], json.dumps(body)[:500])
+    assert "Traceback" not in response.text
+    assert "stack_trace" not in response.text
+    return list(response.json()["predictions"])
 
 
 def server_process(address: str) -> psutil.Process:
-    """The process that holds the model: the largest of those that were started for this port."""
+    """The process that holds the model: the largest of those started for this port."""
     port = address.rsplit(":", 1)[1]
     found = [process for process in psutil.process_iter(["cmdline"]) if port in (process.info["cmdline"] or [])]
     return max(found, key=lambda process: process.memory_info().rss)
@@ -113,7 +113,7 @@ def server_process(address: str) -> psutil.Process:
 def test_no_input_makes_the_server_fail_or_grow(address: str, drawn: Path):
     photo = as_text((drawn / "test" / "cat" / "cat-0001.jpg").read_bytes())
     expected = post(address, [photo], "inputs")
-    process, seen = server_process(address), []
+    process, counts = server_process(address), []
 
     @settings(
         max_examples=EXAMPLES,
@@ -124,31 +124,31 @@ def test_no_input_makes_the_server_fail_or_grow(address: str, drawn: Path):
         suppress_health_check=list(HealthCheck),
     )
     @given(st.lists(cells, min_size=CELLS, max_size=CELLS + 4), st.sampled_from(["inputs", "records"]))
-    def fuzz(given: list[str], form: str) -> None:
-        rows = post(address, given, form)
+    def fuzz(given: list[str], request_format: str) -> None:
+        rows = post(address, given, request_format)
         assert len(rows) == len(given)
         for number, row in enumerate(rows):
             assert (row["label"] is None) == (row["error"] is not None)
             assert row["error"] is None or row["error"].startswith(f"image {number} ")
-        seen.append(len(given))
+        counts.append(len(given))
 
-    fuzz()  # the first time, buffers grow to what such files need
-    before, count = process.memory_info().rss, sum(seen)
+    fuzz()  # during the first round, buffers grow to their final size
+    before, count = process.memory_info().rss, sum(counts)
     assert count >= 2000
     fuzz()
     assert post(address, [photo], "inputs") == expected
     after = process.memory_info().rss
-    print(f"{sum(seen)} inputs; {before / 1e6:.0f} MB before the second {count}, {after / 1e6:.0f} MB after")
+    print(f"{sum(counts)} inputs; {before / 1e6:.0f} MB before the second {count}, {after / 1e6:.0f} MB after")
     assert after <= 1.1 * before
 
 
-def bomb(split: int, kind: str, **options: object) -> bytes:
+def bomb(side: int, kind: str, **options: object) -> bytes:
     buffer = io.BytesIO()
-    Image.new("1" if kind == "PNG" else "L", (split, split)).save(buffer, kind, **options)
+    Image.new("1" if kind == "PNG" else "L", (side, side)).save(buffer, kind, **options)
     return buffer.getvalue()
 
 
-def test_picture_bombs_cost_no_memory(address: str):
+def test_decompression_bombs_cost_no_memory(address: str):
     process = server_process(address)
     before = process.memory_info().rss
     bombs = [

@@ -1,4 +1,4 @@
-"""The main job on real photos and ImageNet weights, where the environment names them."""
+"""Training on real photos with ImageNet weights, if the environment names them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 from tests.project import make_project
 
 
-def test_real_photos_are_told_apart(real_photos: Path, real_weights: Path, tmp_path: Path):
+def test_real_photos_are_classified(real_photos: Path, real_weights: Path, tmp_path: Path):
     project = make_project(tmp_path / "project")
     words = ["-P", f"data={real_photos}", "-P", f"weights={real_weights}"]
     for known in (False, True):

@@ -1,4 +1,4 @@
-"""Every way to send a picture gives the same row; what can't be read is a row; nothing makes the server fail."""
+"""Every request format gives the same row; an unreadable image is a row with an error; nothing makes the server fail."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ def expected(address: str, photo: bytes) -> dict:
     return row
 
 
-@pytest.mark.parametrize("form", list(bodies(b"")))
-def test_every_json_form_gives_the_same_row(form: str, address: str, photo: bytes, expected: dict):
-    assert post(address, bodies(photo)[form]) == [expected]
+@pytest.mark.parametrize("request_format", list(bodies(b"")))
+def test_every_json_format_gives_the_same_row(request_format: str, address: str, photo: bytes, expected: dict):
+    assert post(address, bodies(photo)[request_format]) == [expected]
 
 
 def test_csv_and_parquet_give_the_same_row(address: str, photo: bytes, expected: dict):
@@ -39,10 +39,12 @@ def test_csv_and_parquet_give_the_same_row(address: str, photo: bytes, expected:
 def test_explain_over_rest(address: str, photo: bytes):
     (row,) = post(address, {"dataframe_records": [{"image": base64.b64encode(photo).decode()}], "params": {"explain": True}})
     assert Image.open(io.BytesIO(base64.b64decode(row["heatmap"]))).format == "PNG"
+    (row,) = post(address, bodies(photo)["dataframe_records, standard"])
+    assert row["heatmap"] is None
 
 
-def damaged(photo: bytes) -> Iterator[bytes]:
-    """Cut, bit-flipped, zero-filled, concatenated, wrongly named and lying files."""
+def corrupt_files(photo: bytes) -> Iterator[bytes]:
+    """Truncated, bit-flipped, zero-filled and concatenated files, and headers with false sizes."""
     for k in range(0, len(photo), max(1, len(photo) // 40)):
         yield photo[:k]
         flipped = bytearray(photo)
@@ -52,20 +54,20 @@ def damaged(photo: bytes) -> Iterator[bytes]:
     yield photo + photo
     yield b"%PDF-1.7\n" + photo
     yield os.urandom(4000)
-    picture = Image.open(io.BytesIO(photo))
+    image = Image.open(io.BytesIO(photo))
     for kind in ("PNG", "GIF", "BMP", "TIFF", "WEBP"):
         buffer = io.BytesIO()
-        picture.save(buffer, kind)
+        image.save(buffer, kind)
         content = buffer.getvalue()
         for k in range(0, min(len(content), 400), 13):
-            lying = bytearray(content)
-            lying[k : k + 4] = b"\xff\xff\xff\x7f"
-            yield bytes(lying)
+            changed = bytearray(content)
+            changed[k : k + 4] = b"\xff\xff\xff\x7f"
+            yield bytes(changed)
         yield content[: len(content) // 2]
 
 
-def test_damaged_files_are_rows_and_the_server_goes_on(address: str, photo: bytes, expected: dict):
-    files = list(damaged(photo))
+def test_corrupt_files_are_rows_with_an_error_and_the_server_goes_on(address: str, photo: bytes, expected: dict):
+    files = list(corrupt_files(photo))
     for start in range(0, len(files), 25):
         batch = [base64.b64encode(file).decode() for file in files[start : start + 25]]
         rows = post(address, {"dataframe_records": [{"image": cell} for cell in batch]})
@@ -79,7 +81,7 @@ def test_damaged_files_are_rows_and_the_server_goes_on(address: str, photo: byte
 @pytest.mark.parametrize(
     "text", ["", " ", "not base64 !", "/etc/passwd", "http://127.0.0.1/photo.jpg", "ä", "\x00", "AAAA" * 1000]
 )
-def test_text_that_is_no_picture_is_a_row(text: str, address: str):
+def test_text_that_is_not_an_image_is_a_row_with_an_error(text: str, address: str):
     for body in ({"inputs": [text]}, {"instances": [text]}):
         (row,) = post(address, body)
         assert row["label"] is None

@@ -1,4 +1,4 @@
-"""The uses that README promises, from another working directory, without torch where PyTorch isn't named."""
+"""Every documented way to use a model, from another working directory, and without torch unless PyTorch is involved."""
 
 from __future__ import annotations
 
@@ -24,25 +24,25 @@ import sys
 class Blocked:
     def find_spec(self, name, path=None, target=None):
         if name.split(".")[0] in ("torch", "torchvision"):
-            raise ImportError(f"{name} is not there")
+            raise ImportError(f"{name} is blocked")
 sys.meta_path.insert(0, Blocked())
 """
 
 
 @pytest.fixture(scope="module")
 def torchless(project: Project, tmp_path_factory: pytest.TempPathFactory) -> Project:
-    """The project, seen by processes that find neither torch nor torchvision."""
+    """The project, for processes that cannot import torch or torchvision."""
     folder = tmp_path_factory.mktemp("torchless")
     (folder / "sitecustomize.py").write_text(_BLOCK_TORCH)
     environment = {**project.environment, "PYTHONPATH": f"{folder}{os.pathsep}{REPOSITORY}"}
-    drop = Project(project.folder, environment)
-    assert drop.command("python", "-c", "import torch").returncode != 0
-    return drop
+    project = Project(project.folder, environment)
+    assert project.command("python", "-c", "import torch").returncode != 0
+    return project
 
 
 @pytest.fixture
 def elsewhere(tmp_path: Path, drawn: Path) -> Path:
-    """Another working directory, with photos and a request in it."""
+    """Another working directory, with photos and a request."""
     shutil.copy(drawn / "test" / "cat" / "cat-0000.jpg", tmp_path / "photo.jpg")
     shutil.copy(drawn / "test" / "dog" / "dog-0000.jpg", tmp_path / "other.jpg")
     (tmp_path / "text.jpg").write_text("no picture")
@@ -52,8 +52,8 @@ def elsewhere(tmp_path: Path, drawn: Path) -> Path:
 
 
 def assert_is_row(row: dict) -> None:
-    assert list(row) == ["label", "confidence", "probabilities", "error", "in_domain", "domain_score"]
-    assert row["error"] is None
+    assert list(row) == ["label", "confidence", "probabilities", "error", "in_domain", "domain_score", "heatmap"]
+    assert row["error"] is row["heatmap"] is None
     assert row["confidence"] == row["probabilities"][row["label"]] == max(row["probabilities"].values())
     assert sorted(row["probabilities"]) == ["cat", "dog"]
 
@@ -136,13 +136,13 @@ def managers() -> list[str]:
 
 @pytest.fixture(params=["uv", "virtualenv"])
 def built_by(request: pytest.FixtureRequest, project: Project, tmp_path: Path) -> Iterator[tuple[list[str], Project]]:
-    """What asks for an environment manager, and the project with a place where it finds nothing built yet."""
+    """The options that select an environment manager, and the project with an empty folder for environments."""
     manager = request.param
     if manager not in managers():
-        pytest.skip(f"{manager} is not in CATDOG_ENV_MANAGERS: building its environment takes minutes and gigabytes")
+        pytest.skip(f"{manager} is not in CATDOG_ENV_MANAGERS; building its environment takes minutes and gigabytes")
     root = tmp_path / "envs"
     own = {"MLFLOW_ENV_ROOT": str(root), "UV_NO_CACHE": "1", "PIP_NO_CACHE_DIR": "1"}
-    # virtualenv is MLflow's default: the commands as they stand
+    # virtualenv is MLflow's default, so it needs no option
     yield (
         [] if manager == "virtualenv" else ["--env-manager", manager],
         Project(project.folder, {**project.environment, **own}),

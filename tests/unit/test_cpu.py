@@ -1,4 +1,4 @@
-"""How many cores there are to use, in a container, too."""
+"""The number of cores to use, in containers too."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from catdog_pyfunc.cpu import available_cores
         ({"cpu.max": "nonsense"}, 8),
     ],
 )
-def test_a_containers_share_of_the_cores_counts(
+def test_a_containers_quota_limits_the_cores(
     files: dict[str, str], cores: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(8)), raising=False)

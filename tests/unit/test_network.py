@@ -1,3 +1,5 @@
+"""Backbones of every family, cut before their pooling."""
+
 from __future__ import annotations
 
 import pytest
@@ -5,7 +7,7 @@ import torch
 from torchvision import models
 
 from catdog_pyfunc.errors import InvalidSetting
-from catdog_pyfunc.network import build
+from catdog_pyfunc.network import build_network
 
 
 @pytest.mark.parametrize(
@@ -25,7 +27,7 @@ from catdog_pyfunc.network import build
     ],
 )
 def test_backbones_of_every_family_are_cut_at_their_pooled_features(name: str):
-    network = build(name, 3)
+    network = build_network(name, 3)
     with torch.inference_mode():
         logits, embedding, class_maps = network.outputs(torch.randn(2, 3, 224, 224))
     assert logits.shape == (2, 3)
@@ -40,7 +42,7 @@ def test_backbones_of_every_family_are_cut_at_their_pooled_features(name: str):
 def test_the_features_are_torchvisions_own():
     torch.manual_seed(0)
     whole = models.resnet18().eval()
-    network = build("resnet18", 2)
+    network = build_network("resnet18", 2)
     network.features.load_state_dict({key: value for key, value in whole.state_dict().items() if not key.startswith("fc.")})
     batch = torch.randn(2, 3, 96, 96)
     with torch.inference_mode():
@@ -49,9 +51,9 @@ def test_the_features_are_torchvisions_own():
 
 def test_a_network_without_pooled_features_is_refused():
     with pytest.raises(InvalidSetting, match=r"vgg11.*does not end in globally pooled features.*mobilenet_v2"):
-        build("vgg11", 2)
+        build_network("vgg11", 2)
 
 
 def test_an_unknown_backbone_is_refused_with_the_known_ones():
-    with pytest.raises(InvalidSetting, match=r"backbone 'resnet19' is not in torchvision.models; it has .*resnet18"):
-        build("resnet19", 2)
+    with pytest.raises(InvalidSetting, match=r"backbone 'resnet19' is not in torchvision.models; give one of .*resnet18"):
+        build_network("resnet19", 2)

@@ -1,96 +1,97 @@
-"""The stored model: what is written, what is refused, what it answers."""
+"""The pyfunc: rows, signature, model_config, Spark, and how it behaves in MLflow's scoring server."""
 
 from __future__ import annotations
 
 import base64
+import gc
 import io
 import json
-import pickle
-import pickletools
-import shutil
-import zipfile
-from concurrent.futures import ThreadPoolExecutor
+import sys
 from pathlib import Path
 
 import mlflow
 import numpy as np
 import pandas as pd
 import pytest
-import torch
 from mlflow.pyfunc import PyFuncModel
 from mlflow.pyfunc.model import PythonModelContext
 from mlflow.pyfunc.scoring_server import load_model_with_mlflow_config
 from PIL import Image
 
-from catdog_pyfunc import bundle, flavor
-from catdog_pyfunc.bundle import Description
-from catdog_pyfunc.classifier import Classifier
-from catdog_pyfunc.engine import OnnxEngine, open_engine
-from catdog_pyfunc.errors import EnginesDisagree, InvalidBundle, InvalidSetting
-from catdog_pyfunc.network import Network, build
-from catdog_pyfunc.preprocessing import Preprocess, preprocess
-from catdog_pyfunc.pyfunc_model import CatDogModel
+from catdog_pyfunc import bundle, flavor, internals, pyfunc_model
+from catdog_pyfunc.classifier import Classifier, Prediction
+from catdog_pyfunc.errors import InvalidSetting
+from catdog_pyfunc.preprocessing import Limits
+from catdog_pyfunc.pyfunc_model import CatDogModel, signature
+from tests.unit import spark_types
 
-SPEC = Preprocess(size=64, resize=72)
-REFERENCE = np.eye(4, 1280, dtype=np.float32)
-DESCRIPTION = Description("mobilenet_v2", ("cat", "dog", "owl"), SPEC)
+COLUMNS = ["label", "confidence", "probabilities", "error", "in_domain", "domain_score", "heatmap"]
+KEYS = "engine, threads, max_bytes, max_pixels"
 
 
 @pytest.fixture(scope="module")
-def network() -> Network:
-    torch.manual_seed(1)
-    return build("mobilenet_v2", 3)
+def model(tiny_model: Path) -> PyFuncModel:
+    return mlflow.pyfunc.load_model(str(tiny_model))
 
 
-@pytest.fixture(scope="module")
-def saved(network: Network, pictures: list[bytes], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("model") / "model"
-    flavor.save_model(path, network, DESCRIPTION, REFERENCE, pictures=pictures[:16])
-    return path
+def loaded(tiny_model: Path, **config: object) -> CatDogModel:
+    """The model with a model_config that MLflow has not filtered."""
+    model = CatDogModel()
+    model.load_context(PythonModelContext({"bundle": str(tiny_model / "artifacts" / "bundle")}, config))
+    return model
 
 
-@pytest.fixture(scope="module", params=["onnx", "torch"])
-def served(saved: Path, request: pytest.FixtureRequest) -> PyFuncModel:
-    """The model as MLflow loads it, with each engine."""
-    return mlflow.pyfunc.load_model(str(saved), model_config={"engine": request.param})
-
-
-@pytest.fixture
-def stored(saved: Path, tmp_path: Path) -> Path:
-    """A copy of the bundle, to damage."""
-    return Path(shutil.copytree(saved / "artifacts" / "bundle", tmp_path / "bundle"))
-
-
-def test_the_artifact_holds_the_serving_files_and_no_pipeline(saved: Path):
-    assert sorted(path.name for path in (saved / "artifacts" / "bundle").iterdir()) == [
-        "classifier.json",
-        "model.onnx",
-        "reference.npy",
-        "weights.safetensors",
-    ]
-    assert {path.parent.name for path in saved.glob("code/**/*.py")} == {"catdog_pyfunc"}
-    requirements = (saved / "requirements.txt").read_text()
-    assert "onnxruntime==" in requirements
-    assert "torch" not in requirements
-
-
-def test_rows_are_label_confidence_probabilities_error(served: PyFuncModel, pictures: list[bytes]):
-    answers = served.predict(pd.DataFrame({"image": [pictures[0], b"%PDF-1.7 no picture", pictures[-1]]}))
-    assert list(answers.columns) == ["label", "confidence", "probabilities", "error", "in_domain", "domain_score"]
-    first, broken, last = answers.to_dict("records")
+def test_a_row_holds_every_column_of_the_signature(model: PyFuncModel, images: list[bytes]):
+    predictions = model.predict(pd.DataFrame({"image": [images[0], b"%PDF-1.7 \xff", images[-1]]}))
+    assert list(predictions.columns) == COLUMNS
+    assert [spec.name for spec in model.metadata.get_output_schema().inputs] == COLUMNS
+    first, corrupt, last = predictions.to_dict("records")
     for row in (first, last):
-        assert row["error"] is None
+        assert row["error"] is row["heatmap"] is None
         assert list(row["probabilities"]) == ["cat", "dog", "owl"]
         assert sum(row["probabilities"].values()) == pytest.approx(1, abs=1e-12)
         assert row["confidence"] == max(row["probabilities"].values()) == row["probabilities"][row["label"]]
-    assert broken["label"] is broken["confidence"] is broken["probabilities"] is None
-    assert broken["error"].startswith("image 1 is ")
-    assert "send" in broken["error"]
+        assert row["in_domain"] is (row["domain_score"] >= 0.25)
+    assert corrupt.pop("probabilities") == {"cat": None, "dog": None, "owl": None}
+    assert corrupt.pop("error").startswith("image 1 is not an image this model reads")
+    assert set(corrupt.values()) == {None}
 
 
-def test_cells_may_come_in_any_container(saved: Path, pictures: list[bytes]):
-    model = mlflow.pyfunc.load_model(str(saved))
-    files = pictures[:2]
+def test_rows_are_what_the_classifier_predicts(tiny_model: Path, model: PyFuncModel, images: list[bytes]):
+    expected = flavor.load_model(str(tiny_model)).predict(images)
+    rows = model.predict(pd.DataFrame({"image": images})).to_dict("records")
+    for prediction, row in zip(expected, rows, strict=True):
+        assert {name: getattr(prediction, name) for name in COLUMNS} == row
+
+
+def test_no_images_give_no_rows(model: PyFuncModel):
+    empty = model.predict(pd.DataFrame({"image": pd.Series([], dtype=object)}))
+    assert (len(empty), list(empty.columns)) == (0, COLUMNS)
+
+
+def test_explain_fills_the_column_heatmap(model: PyFuncModel, images: list[bytes]):
+    frame = pd.DataFrame({"image": [images[0], b"\xff corrupt"]})
+    good, bad = model.predict(frame, params={"explain": True})["heatmap"]
+    shown = Image.open(io.BytesIO(base64.b64decode(good)))
+    assert (shown.format, shown.size) == ("PNG", (64, 64))
+    assert bad is None
+    assert model.predict(frame, params={"explain": False})["heatmap"].tolist() == [None, None]
+    assert model.predict(frame)["heatmap"].tolist() == [None, None]
+
+
+def test_in_the_scoring_server_rows_are_the_same_without_a_data_frame(
+    model: PyFuncModel, images: list[bytes], monkeypatch: pytest.MonkeyPatch
+):
+    frame = pd.DataFrame({"image": [images[0], b"\xff corrupt"]})
+    expected = model.predict(frame).to_dict("records")
+    monkeypatch.setenv(internals.IN_SCORING_SERVER, "true")
+    assert model.predict(frame) == expected
+    monkeypatch.setenv(internals.IN_SCORING_SERVER, "false")
+    assert isinstance(model.predict(frame), pd.DataFrame)
+
+
+def test_images_may_come_in_any_container(model: PyFuncModel, images: list[bytes]):
+    files = images[:2]
     text = [base64.b64encode(file).decode() for file in files]
     expected = model.predict(pd.DataFrame({"image": files})).to_dict("records")
     array = np.array(files, dtype=object)
@@ -99,186 +100,138 @@ def test_cells_may_come_in_any_container(saved: Path, pictures: list[bytes]):
         {"image": files},
         {"image": text},
         {"image": array},
-        [{"image": t} for t in text],
+        [{"image": cell} for cell in text],
     ]
     for given in named:
         assert model.predict(given).to_dict("records") == expected
-    # MLflow refuses nameless cells where inputs have names; the model itself takes them.
-    for given in (files, text, array, np.array(text), pd.Series(text)):
-        assert model.unwrap_python_model().predict(None, given).to_dict("records") == expected
+    # MLflow refuses unnamed cells if the input has a name; the model itself accepts them.
+    python_model = model.unwrap_python_model()
+    for given in (files, text, tuple(text), array, array.reshape(2, 1), np.array(text), pd.Series(text), {"image": text}):
+        assert python_model.predict(None, given).to_dict("records") == expected
+    for given in (files[0], text[0], {"image": text[0]}, [files[0]]):
+        assert python_model.predict(None, given).to_dict("records") == expected[:1]
+    # A single row that holds several images, as MLflow makes of {"image": [text, text]}.
+    for given in ([text], [tuple(text)], [array]):
+        assert python_model.predict(None, given).to_dict("records") == expected
 
 
-def pickles(content: bytes) -> bool:
-    """Whether a file is a pickle, or an archive that holds one."""
-    if zipfile.is_zipfile(io.BytesIO(content)):
-        with zipfile.ZipFile(io.BytesIO(content)) as archive:
-            return any(pickles(archive.read(name)) for name in archive.namelist())
-    try:
-        *_, (last, _, _) = pickletools.genops(content)
-    except (ValueError, IndexError, KeyError, UnicodeDecodeError):
-        return False
-    return bool(last.name == "STOP" and content[:1] == b"\x80")
-
-
-def test_no_file_is_a_pickle_but_torchscripts_own(saved: Path):
-    assert pickles(pickle.dumps({"a": 1}))
-    files = [path for path in saved.rglob("*") if path.is_file()]
-    assert len(files) > 15
-    # TorchScript's archive is read by PyTorch's C++ reader, which makes no Python objects.
-    assert [path for path in files if pickles(path.read_bytes())] == [saved / "pytorch" / "model.pth"]
-
-
-def test_the_pytorch_flavor_gives_a_module_with_logits(saved: Path, pictures: list[bytes]):
-    module = mlflow.pytorch.load_model(str(saved))
-    module.to("cpu")
-    module.eval()
-    assert module(torch.zeros(1, 3, 224, 224)).shape == (1, 3)
-    pixels = torch.from_numpy(preprocess(pictures[0], SPEC).copy()).permute(2, 0, 1) / 255
-    normalised = (pixels - torch.tensor(SPEC.mean).view(3, 1, 1)) / torch.tensor(SPEC.std).view(3, 1, 1)
-    probabilities = module(normalised[None]).softmax(1)[0].tolist()
-    (answer,) = flavor.load_model(str(saved)).predict([pictures[0]])
-    assert probabilities == pytest.approx(list(answer.probabilities.values()), abs=1e-4)
-
-
-def test_the_onnx_flavor_gives_the_graph(saved: Path):
-    graph = mlflow.onnx.load_model(str(saved)).graph
-    assert [value.name for value in graph.output] == ["logits", "embedding", "class_maps", "likeness"]
-    assert graph.input[0].type.tensor_type.elem_type == 2  # uint8
-
-
-def test_both_engines_give_the_same_answers(saved: Path, pictures: list[bytes]):
-    stored = bundle.read(saved / "artifacts" / "bundle")
-    cells = [*pictures, b"broken"]
-    onnx, torch_ = (Classifier(stored, engine=name).predict(cells) for name in ("onnx", "torch"))
-    assert [answer.error for answer in onnx] == [answer.error for answer in torch_]
-    for one, other in zip(onnx[:-1], torch_[:-1], strict=True):
-        assert list(one.probabilities.values()) == pytest.approx(list(other.probabilities.values()), abs=1e-4)
-
-
-def test_embedding_and_logits_belong_together(saved: Path, network: Network, pictures: list[bytes]):
-    pixels = np.stack([preprocess(picture, SPEC) for picture in pictures[:5]])
-    outputs = OnnxEngine(saved / "artifacts" / "bundle" / "model.onnx").run(pixels)
-    assert outputs.embedding.shape == (5, 1280)
-    weight, bias = (tensor.detach().numpy() for tensor in (network.head.weight, network.head.bias))
-    assert np.allclose(outputs.embedding @ weight.T + bias, outputs.logits, atol=1e-4)
-
-
-def test_likeness_is_the_cosine_to_the_nearest_reference(saved: Path, pictures: list[bytes]):
-    pixels = np.stack([preprocess(picture, SPEC) for picture in pictures[:5]])
-    outputs = OnnxEngine(saved / "artifacts" / "bundle" / "model.onnx").run(pixels)
-    unit = outputs.embedding / np.linalg.norm(outputs.embedding, axis=1, keepdims=True)
-    assert np.allclose((unit @ REFERENCE.T).max(1), outputs.similarity, atol=1e-5)
-
-
-def test_a_class_maps_mean_is_the_logit_less_the_bias(saved: Path, network: Network, pictures: list[bytes]):
-    pixels = np.stack([preprocess(picture, SPEC) for picture in pictures[:5]])
-    outputs = OnnxEngine(saved / "artifacts" / "bundle" / "model.onnx").run(pixels)
-    assert np.allclose(outputs.class_maps.mean((2, 3)) + network.head.bias.detach().numpy(), outputs.logits, atol=1e-4)
-
-
-def test_explain_adds_a_picture_of_where_the_label_is_seen(served: PyFuncModel, pictures: list[bytes]):
-    frame = served.predict(pd.DataFrame({"image": [pictures[0], b"broken"]}), params={"explain": True})
-    shown = Image.open(io.BytesIO(base64.b64decode(frame["heatmap"][0])))
-    assert (shown.format, shown.size) == ("PNG", (64, 64))
-    assert frame["heatmap"][1] is None
-    assert "heatmap" not in served.predict(pd.DataFrame({"image": pictures[:1]})).columns
-
-
-def test_saving_refuses_when_the_engines_disagree(
-    network: Network, pictures: list[bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
-    other = build("mobilenet_v2", 3)
-    graph = flavor.export_graph(other, DESCRIPTION, REFERENCE)
-    monkeypatch.setattr(flavor, "export_graph", lambda *_: graph)
-    with pytest.raises(EnginesDisagree, match="nothing was saved"):
-        flavor.save_model(tmp_path / "model", network, DESCRIPTION, REFERENCE, pictures=pictures[:16])
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_saving_over_something_is_refused_and_harms_nothing(network: Network, pictures: list[bytes], tmp_path: Path):
-    (tmp_path / "diary.txt").write_text("dear diary")
-    with pytest.raises(FileExistsError, match="not empty"):
-        flavor.save_model(tmp_path, network, DESCRIPTION, REFERENCE, pictures=pictures[:16])
-    assert (tmp_path / "diary.txt").read_text() == "dear diary"
-
-
-@pytest.mark.parametrize("name", ["weights.safetensors", "model.onnx", "reference.npy"])
-def test_a_changed_byte_is_refused(name: str, stored: Path):
-    content = bytearray((stored / name).read_bytes())
-    content[len(content) // 2] ^= 1
-    (stored / name).write_bytes(content)
-    with pytest.raises(InvalidBundle, match=f"{name} is not the file that was saved"):
-        bundle.read(stored)
-
-
-@pytest.mark.parametrize("name", ["weights.safetensors", "model.onnx", "classifier.json"])
-def test_a_missing_file_is_refused(name: str, stored: Path):
-    (stored / name).unlink()
-    with pytest.raises(InvalidBundle, match=f"{name} can't be read"):
-        bundle.read(stored)
-
-
-def test_a_newer_format_is_refused(stored: Path):
-    description = json.loads((stored / "classifier.json").read_text())
-    description["format"] = 99
-    (stored / "classifier.json").write_text(json.dumps(description))
-    with pytest.raises(InvalidBundle, match=r"format 99.*install a newer one"):
-        bundle.read(stored)
-
-
-def test_another_number_of_classes_is_refused(stored: Path):
-    description = json.loads((stored / "classifier.json").read_text())
-    description["classes"].append("bat")
-    (stored / "classifier.json").write_text(json.dumps(description))
-    for engine in ("onnx", "torch"):
-        with pytest.raises(InvalidBundle, match="names 4 classes, its network tells 3 apart"):
-            open_engine(bundle.read(stored), engine)
-
-
-@pytest.mark.parametrize("engine", ["onnx", "torch"])
-def test_32_threads_get_what_one_gets(engine: str, saved: Path, pictures: list[bytes]):
-    classifier = flavor.load_model(str(saved), engine=engine)
-    exclusive = [classifier.predict([picture])[0] for picture in pictures]
-    with ThreadPoolExecutor(32) as pool:
-        together = list(pool.map(lambda picture: classifier.predict([picture])[0], pictures * 4))
-    assert together == exclusive * 4  # to the last bit
-
-
-def test_unknown_settings_are_refused_by_name(saved: Path):
-    context = PythonModelContext({"bundle": str(saved / "artifacts" / "bundle")}, {"treads": 4})
-    with pytest.raises(InvalidSetting, match="unknown 'treads'; it may hold engine, threads"):
-        CatDogModel().load_context(context)
-    with pytest.raises(InvalidSetting, match="threads='many'"):
-        mlflow.pyfunc.load_model(str(saved), model_config={"threads": "many"})
-    with pytest.raises(InvalidSetting, match="engine 'tpu' is not known"):
-        open_engine(bundle.read(saved / "artifacts" / "bundle"), "tpu")
-
-
-def test_unknown_settings_are_refused_when_serving(saved: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setenv("SERVING_MODEL_CONFIG", '{"max_byte": 1000}')
-    with pytest.raises(InvalidSetting, match="unknown 'max_byte'"):
-        load_model_with_mlflow_config(str(saved))
-    monkeypatch.setenv("SERVING_MODEL_CONFIG", '{"max_bytes": 100}')
-    model = load_model_with_mlflow_config(str(saved))
-    assert "more than 100" in model.predict(pd.DataFrame({"image": [b"\xff\xd8\xff" + bytes(200)]}))["error"][0]
-
-
-@pytest.mark.parametrize("engine", ["onnx", "torch"])
-def test_limits_come_from_model_config(engine: str, saved: Path, pictures: list[bytes]):
-    model = mlflow.pyfunc.load_model(str(saved), model_config={"max_pixels": 1000, "threads": 1, "engine": engine})
-    assert "more than 1,000" in model.predict(pd.DataFrame({"image": pictures[:1]}))["error"][0]
-
-
-def test_the_model_is_a_python_model_and_its_card_rows_survive_json(saved: Path, pictures: list[bytes]):
-    assert issubclass(CatDogModel, mlflow.pyfunc.PythonModel)
-    model = mlflow.pyfunc.load_model(str(saved))
-    frame = model.predict(pd.DataFrame({"image": [base64.b64encode(pictures[0]), b"?"]}))
+def test_rows_survive_json(model: PyFuncModel, images: list[bytes]):
+    frame = model.predict(pd.DataFrame({"image": [base64.b64encode(images[0]), b"?"]}))
     good, bad = json.loads(frame.to_json(orient="records"))
-    assert good["label"] in DESCRIPTION.classes
+    assert good["label"] in ("cat", "dog", "owl")
     assert bad["label"] is None
 
 
-def test_a_model_loads_with_pickle_forbidden(saved: Path, pictures: list[bytes], monkeypatch: pytest.MonkeyPatch):
+@pytest.fixture
+def spark(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, module in spark_types.modules().items():
+        monkeypatch.setitem(sys.modules, name, module)
+
+
+@pytest.mark.usefixtures("spark")
+@pytest.mark.parametrize("explain", [False, True])
+@pytest.mark.parametrize("corrupt", [[], [1], [0, 1]])
+def test_spark_gets_every_column_that_the_signature_promises(
+    explain: bool, corrupt: list[int], model: PyFuncModel, images: list[bytes]
+):
+    # What `mlflow.pyfunc.spark_udf` does without `result_type`: infer the type, then convert each batch to it.
+    spark_type = mlflow.pyfunc._infer_spark_udf_return_type(model.metadata.get_output_schema())
+    assert spark_type.fieldNames() == COLUMNS
+    batch = pd.DataFrame({"image": [b"\xff corrupt" if row in corrupt else images[row] for row in range(2)]})
+    predictions = model.predict(batch, params={"explain": explain})
+    converted = mlflow.pyfunc._convert_struct_values(predictions, spark_type)
+    assert list(converted.columns) == COLUMNS
+    for row, (before, after) in enumerate(zip(predictions.to_dict("records"), converted.to_dict("records"), strict=True)):
+        assert after["probabilities"] == before["probabilities"]
+        if row in corrupt:
+            assert after["error"] == before["error"]
+            assert pd.isna(after["confidence"])
+            assert pd.isna(after["domain_score"])
+        else:
+            assert all(after[name] == before[name] for name in ("label", "confidence", "in_domain", "domain_score"))
+            assert (after["heatmap"] == before["heatmap"]) is True
+
+
+def test_the_signature_takes_one_named_column_and_explain():
+    described = signature(("cat", "dog"))
+    assert described.inputs.to_dict() == [{"type": "string", "name": "image", "required": True}]
+    assert described.params.to_dict() == [{"name": "explain", "type": "boolean", "default": False, "shape": None}]
+    types = {spec["name"]: spec["type"] for spec in described.outputs.to_dict()}
+    assert types == {
+        **dict.fromkeys(("label", "error", "heatmap"), "string"),
+        **dict.fromkeys(("confidence", "domain_score"), "double"),
+        **{"in_domain": "boolean", "probabilities": "object"},
+    }
+    assert not any(spec["required"] for spec in described.outputs.to_dict())
+    (probabilities,) = (spec for spec in described.outputs.to_dict() if spec["name"] == "probabilities")
+    assert probabilities["properties"] == {name: {"type": "double", "required": False} for name in ("cat", "dog")}
+
+
+def test_every_prediction_field_is_a_column():
+    assert list(pyfunc_model._row(Prediction(), ())) == list(Prediction.__dataclass_fields__) == COLUMNS
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"treads": 4, "bytes": 1}, f"model_config has unknown 'bytes', 'treads': it may contain {KEYS}"),
+        ({"threads": "many"}, "model_config has threads='many': give a whole number of at least 0"),
+        ({"threads": -1}, "model_config has threads=-1: give a whole number of at least 0"),
+        ({"threads": True}, "model_config has threads=True: give a whole number of at least 0"),
+        ({"max_bytes": 0}, "model_config has max_bytes=0: give a whole number of at least 1"),
+        ({"max_pixels": 0.5}, "model_config has max_pixels=0.5: give a whole number of at least 1"),
+        ({"engine": "tpu"}, "engine 'tpu' is unknown: give one of auto, onnx, torch"),
+    ],
+)
+def test_model_config_that_cannot_be_used_is_refused(config: dict[str, object], message: str, tiny_model: Path):
+    with pytest.raises(InvalidSetting) as caught:
+        loaded(tiny_model, **config)
+    assert str(caught.value) == message
+
+
+def test_model_config_reaches_the_classifier(tiny_model: Path, monkeypatch: pytest.MonkeyPatch):
+    received: list[dict[str, object]] = []
+
+    def classifier(opened: bundle.Bundle, **options: object) -> Classifier:
+        received.append(options)
+        return Classifier(opened)
+
+    monkeypatch.setattr(pyfunc_model, "Classifier", classifier)
+    loaded(tiny_model)
+    loaded(tiny_model, engine="onnx", threads=1, max_bytes=1, max_pixels=1)
+    defaults = {"engine": "auto", "threads": None, "limits": Limits()}
+    assert received == [defaults, {"engine": "onnx", "threads": 1, "limits": Limits(1, 1)}]
+
+
+def test_serving_model_config_is_applied_and_unknown_keys_stop_the_server(tiny_model: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("SERVING_MODEL_CONFIG", '{"max_byte": 1000}')
+    with pytest.raises(InvalidSetting, match="unknown 'max_byte'"):
+        load_model_with_mlflow_config(str(tiny_model))
+    monkeypatch.setenv("SERVING_MODEL_CONFIG", '{"max_bytes": 100}')
+    model = load_model_with_mlflow_config(str(tiny_model))
+    (error,) = model.predict(pd.DataFrame({"image": [b"\xff\xd8\xff" + bytes(200)]}))["error"]
+    assert error == "image 0 has 203 bytes, more than 100; send a smaller file"
+
+
+@pytest.mark.parametrize("config", ["", "{}", "[]"])
+def test_an_empty_serving_model_config_is_ignored(config: str, tiny_model: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("SERVING_MODEL_CONFIG", config)
+    loaded(tiny_model)
+
+
+def test_objects_are_frozen_only_in_the_scoring_servers_process(tiny_model: Path, monkeypatch: pytest.MonkeyPatch):
+    calls: list[str] = []
+    monkeypatch.setattr(gc, "collect", lambda: calls.append("collect"))
+    monkeypatch.setattr(gc, "freeze", lambda: calls.append("freeze"))
+    loaded(tiny_model)
+    assert calls == []
+    monkeypatch.setenv(internals.SERVED_MODEL, "models:/m@production")
+    loaded(tiny_model)
+    assert calls == ["collect", "freeze"]
+
+
+def test_a_model_loads_with_unpickling_forbidden(tiny_model: Path, images: list[bytes], monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
-    model = mlflow.pyfunc.load_model(str(saved))
-    assert model.predict(pd.DataFrame({"image": pictures[:1]}))["error"][0] is None
+    model = mlflow.pyfunc.load_model(str(tiny_model))
+    assert model.predict(pd.DataFrame({"image": images[:1]}))["error"][0] is None
+    assert issubclass(CatDogModel, mlflow.pyfunc.PythonModel)

@@ -151,14 +151,14 @@ def log_artifacts(evaluation: Evaluation, predict: Predictor) -> None:
 
 @contextlib.contextmanager
 def _loaded(model_uri: str) -> Iterator[PyFuncModel]:
-    folder = flavor.download_model(model_uri)
-    try:
-        model = mlflow.pyfunc.load_model(str(folder))
-    except Exception as failure:  # a third-party model may raise anything
-        raise ModelFailed(
-            f"model {model_uri} cannot be loaded: {type(failure).__name__}: {first_line(failure)}"
-        ) from failure
-    yield model
+    with flavor.downloaded_model(model_uri) as folder:  # kept while in use: a model may read its files at any time
+        try:
+            model = mlflow.pyfunc.load_model(str(folder))
+        except Exception as failure:  # a third-party model may raise anything
+            raise ModelFailed(
+                f"model {model_uri} cannot be loaded: {type(failure).__name__}: {first_line(failure)}"
+            ) from failure
+        yield model
 
 
 def _identity(model_uri: str, model: PyFuncModel) -> dict[str, str]:

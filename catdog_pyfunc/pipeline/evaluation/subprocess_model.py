@@ -119,8 +119,7 @@ def subprocess_model(uri: str, *, pickle: bool = False, timeout_s: float = _TIME
         RegistryError: There is no such model.
         ModelFailed: The model cannot be loaded, or not in time.
     """
-    folder = flavor.download_model(uri)
-    with tempfile.TemporaryDirectory(prefix="catdog-") as scratch:
+    with flavor.downloaded_model(uri) as folder, tempfile.TemporaryDirectory(prefix="catdog-") as scratch:
         log = Path(scratch) / "log"
         with log.open("w") as stream:
             process = subprocess.Popen(

@@ -12,7 +12,7 @@ import torch
 from torchvision import models
 
 from catdog_pyfunc.errors import InvalidWeights, first_line
-from catdog_pyfunc.network import Network, build
+from catdog_pyfunc.network import Network, build_network
 from catdog_pyfunc.pipeline.training.config import IMAGENET, NONE
 from catdog_pyfunc.preprocessing import Preprocess
 
@@ -61,7 +61,7 @@ def load_backbone(name: str, weights: str, n_classes: int, seed: int, image_size
         InvalidWeights: The weights cannot be downloaded or read, or belong to another network.
     """
     torch.manual_seed(seed)
-    network = build(name, n_classes)
+    network = build_network(name, n_classes)
     label = weights
     if weights == IMAGENET:
         _load_features(network, _download(name), f"torchvision's {name}")

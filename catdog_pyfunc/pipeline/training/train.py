@@ -87,13 +87,13 @@ def _train(config: TrainingConfig, run_id: str) -> TrainingResult:
     description = _describe(config, fitted, backbone, run_id)
     log("saving the model")
     images = _verification_images(dataset)
-    info = flavor.log_model(backbone.network, description, fitted.reference_embeddings, pictures=images)
+    info = flavor.log_model(backbone.network, description, fitted.reference_embeddings, images=images)
     classifier = flavor.load_model(info.model_uri)
     predict = classifier_predictor(classifier)
     evaluation = evaluate(predict, labelled_images(dataset, "test"), classes=description.classes, seed=config.seed)
     log_evaluation(evaluation, predict, "test", info.model_id, logged_dataset)
     params = {**asdict(config), "weights": backbone.weights, "image_size": backbone.preprocess.size}
-    card = model_card.write_card(description, dataset, evaluation, run_id, classifier.bundle.digest, params)
+    card = model_card.write_card(description, dataset, evaluation, run_id, classifier.digest, params)
     _log_card(card, info.model_id)
     version = str(versions.register(run_id, config.registered_model).version) if config.registered_model else None
     return TrainingResult(run_id, f"runs:/{run_id}/model", evaluation, version)
