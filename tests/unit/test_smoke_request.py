@@ -80,7 +80,7 @@ def test_one_prediction_of_any_kind_passes(predictions: object):
         (200, b"[]", "without `predictions`"),
         (200, b'{"predictions": []}', "0 predictions for one image"),
         (200, b'{"predictions": ["cat", "dog"]}', "2 predictions for one image"),
-        (200, b'{"predictions": [null]}', "1 predictions for one image: {\"predictions\": [null]}"),
+        (200, b'{"predictions": [null]}', '1 predictions for one image: {"predictions": [null]}'),
         (200, b'{"predictions": [{"label": null, "error": "upside down"}]}', "cannot read a valid image: upside down"),
     ],
 )

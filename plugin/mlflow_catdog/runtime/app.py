@@ -41,8 +41,14 @@ class ScoringApp:
         """Handle one request, or the server's lifespan."""
         if scope["type"] == "lifespan":
             await self._lifespan(receive, send)
-        else:
-            await self._app(scope, receive, _closing(send) if self.draining else send)
+            return
+
+        async def closing_send(message: Message) -> None:
+            if self.draining and message["type"] == "http.response.start":
+                message["headers"] = [*message.get("headers", ()), (b"connection", b"close")]
+            await send(message)
+
+        await self._app(scope, receive, closing_send)
 
     async def _lifespan(self, receive: Receive, send: Send) -> None:
         await receive()  # lifespan.startup
@@ -101,15 +107,6 @@ async def _respond(send: Send, status: int, content: object) -> None:
     headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": body})
-
-
-def _closing(send: Send) -> Send:
-    async def closing(message: Message) -> None:
-        if message["type"] == "http.response.start":
-            message["headers"] = [*message.get("headers", ()), (b"connection", b"close")]
-        await send(message)
-
-    return closing
 
 
 async def _post(app: App, path: str, body: bytes) -> tuple[int, bytes]:
