@@ -9,13 +9,14 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from mlflow_catdog.runtime import STARTUP_FAILED, app, internals, listener, supervisor
+
+from tests.waiting import await_condition
 
 Message = dict[str, Any]
 
@@ -135,13 +136,6 @@ def listening(tmp_path: Path) -> Iterator[tuple[int, Path, subprocess.Popen[byte
     finally:
         process.kill()
         process.wait()
-
-
-def await_condition(condition: Callable[[], object], timeout_s: float = 60) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 def test_the_listener_hands_its_socket_to_every_client_and_its_end_is_seen(

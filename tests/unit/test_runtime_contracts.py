@@ -26,7 +26,7 @@ from mlflow_catdog.runtime import STARTUP_FAILED, internals, smoke_test
 
 from catdog_pyfunc.pipeline.processes import free_port
 from tests.third_party_models import save
-from tests.unit.test_runtime import await_condition
+from tests.waiting import await_condition
 
 SUPERVISOR = """
 import sys
