@@ -123,4 +123,4 @@ def test_without_a_password_nothing_starts():
     done = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=60)
     assert done.returncode != 0
     assert "CATDOG_DB_PASSWORD" in done.stderr
-    assert "set it to a secret of yours" in done.stderr
+    assert "set it to a secret" in done.stderr

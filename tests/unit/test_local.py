@@ -23,14 +23,14 @@ _PARENT = f"import subprocess, sys, time; subprocess.Popen([sys.executable, '-c'
 @pytest.fixture
 def server() -> Iterator[subprocess.Popen[bytes]]:
     """A process with a child that ignores SIGTERM."""
-    process = subprocess.Popen([sys.executable, "-c", _PARENT], start_new_session=True, stdout=subprocess.PIPE)
-    try:
-        assert process.stdout is not None
-        assert process.stdout.readline() == b"ready\n"
-        yield process
-    finally:
-        local._signal(process, signal.SIGKILL)
-        process.wait()
+    words = [sys.executable, "-c", _PARENT]
+    with subprocess.Popen(words, start_new_session=True, stdout=subprocess.PIPE) as process:
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline() == b"ready\n"
+            yield process
+        finally:
+            local._signal(process, signal.SIGKILL)
 
 
 def test_a_model_that_hangs_in_its_first_prediction_is_a_deployment_error_in_time(server: subprocess.Popen[bytes]):
@@ -50,7 +50,7 @@ def test_stopping_ends_workers_that_outlive_their_parent(server: subprocess.Pope
 
 
 def test_an_exited_server_fails_at_once():
-    exited = subprocess.Popen([sys.executable, "-c", "import sys; sys.exit(7)"], start_new_session=True)
-    exited.wait()
+    with subprocess.Popen([sys.executable, "-c", "import sys; sys.exit(7)"], start_new_session=True) as exited:
+        pass
     with pytest.raises(MlflowException, match="the server exited with code 7 before it passed the smoke test"):
         local._await_prediction(exited, "http://127.0.0.1:1", {}, ready_timeout_s=60)
