@@ -143,11 +143,14 @@ def test_a_third_party_model_is_deployed_with_its_own_pins(
     model = save(tmp_path / "third-party", [*requirements, *pins])
     name, port = target.new_name(), free_port()
     base = f"catdog-deployment:{live.name}"  # has most of the packages
-    created = deployments.create_deployment(name, str(model), config={"port": port, "workers": 1, "base_image": base})
+    config = {"port": port, "cpus": 1, "base_image": base}
+    created = deployments.create_deployment(name, str(model), config=config)
     assert created["prediction"] == {"label": "cat", "confidence": 0.5}
     assert (created["name"], created["address"]) == (name, f"http://127.0.0.1:{port}")
     assert deployments.predict(name, {"photo": [live.image]})["predictions"] == [{"label": "cat", "confidence": 0.5}]
-    installed = docker_client.containers.get(f"catdog-{name}").exec_run("pip list --format freeze").output.decode()
+    container = docker_client.containers.get(f"catdog-{name}")
+    assert "ready: 1 workers" in bytes(container.logs()).decode()
+    installed = container.exec_run("pip list --format freeze").output.decode()
     assert set(pins) <= set(installed.splitlines())
     with pytest.raises(MlflowException, match="makes no heatmaps"):
         deployments.explain(name, pd.DataFrame({"photo": [live.image]}))
