@@ -1,7 +1,7 @@
-"""Fixtures on a real Docker engine, on which these tests leave nothing.
+"""Fixtures on a real Docker daemon, on which these tests leave nothing.
 
 CATDOG_DOCKER=1 enables them; they also need `docker compose`. The images that all others are built on (python:X.Y.Z-slim,
-postgres:N) are pulled unless the engine has them, and stay.
+postgres:N) are pulled unless they are there, and stay.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ COMPOSE = "docker compose"
 
 @pytest.fixture(scope="session", autouse=True)
 def docker_client() -> Iterator[DockerClient]:
-    """A client of the engine, which in the end must hold what it held before and no more."""
+    """Docker's client; in the end Docker must hold what it held before and no more."""
     if not os.environ.get("CATDOG_DOCKER"):
         pytest.skip("CATDOG_DOCKER is not set: these tests build images with Docker, which takes minutes")
     client = docker.from_env()
@@ -218,7 +218,7 @@ def requirements(project: Project, tmp_path_factory: pytest.TempPathFactory) -> 
 
 @pytest.fixture
 def nothing_left(docker_client: DockerClient, live: Live) -> Iterator[None]:
-    """Holds a test to leaving the engine as it was."""
+    """Holds a test to leaving Docker as it was."""
     before = inventory(docker_client)
     yield
     assert inventory(docker_client) == before

@@ -1,4 +1,4 @@
-"""`mlflow deployments … -t catdog` on a real engine: what is deployed, and how it is used."""
+"""`mlflow deployments … -t catdog` on a real Docker daemon: what is deployed, and how it is used."""
 
 from __future__ import annotations
 

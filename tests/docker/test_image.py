@@ -44,12 +44,12 @@ def address(stack: Stack) -> str:
 
 
 @pytest.fixture(scope="module")
-def photo(drawn: Path) -> bytes:
+def image_bytes(drawn: Path) -> bytes:
     return (drawn / "test" / "cat" / "cat-0001.jpg").read_bytes()
 
 
-def record(photo: bytes) -> dict[str, object]:
-    return {"dataframe_records": [{"image": base64.b64encode(photo).decode()}]}
+def record(image_bytes: bytes) -> dict[str, object]:
+    return {"dataframe_records": [{"image": base64.b64encode(image_bytes).decode()}]}
 
 
 def test_it_has_neither_torch_nor_cuda(docker_client: DockerClient, image: str):
@@ -80,32 +80,32 @@ def test_it_becomes_healthy(docker_client: DockerClient, stack: Stack):
         time.sleep(0.5)
 
 
-def test_every_request_format_gives_the_same_row(address: str, photo: bytes):
-    (expected,) = post(address, record(photo))
+def test_every_request_format_gives_the_same_row(address: str, image_bytes: bytes):
+    (expected,) = post(address, record(image_bytes))
     assert expected["label"] in ("cat", "dog")
-    for name, body in bodies(photo).items():
+    for name, body in bodies(image_bytes).items():
         assert post(address, body) == [expected], name
-    assert post(address, content=csv(photo), kind="text/csv") == [expected]
-    assert post(address, content=parquet(photo), kind="application/vnd.apache.parquet") == [expected]
-    (explained,) = post(address, {**record(photo), "params": {"explain": True}})
+    assert post(address, content=csv(image_bytes), kind="text/csv") == [expected]
+    assert post(address, content=parquet(image_bytes), kind="application/vnd.apache.parquet") == [expected]
+    (explained,) = post(address, {**record(image_bytes), "params": {"explain": True}})
     assert base64.b64decode(explained["heatmap"]).startswith(b"\x89PNG")
 
 
-def test_a_corrupt_image_is_an_error_row(address: str, photo: bytes):
-    good, corrupt = post(address, {"inputs": [base64.b64encode(cell).decode() for cell in (photo, photo[:300])]})
+def test_a_corrupt_image_is_an_error_row(address: str, image_bytes: bytes):
+    good, corrupt = post(address, {"inputs": [base64.b64encode(cell).decode() for cell in (image_bytes, image_bytes[:300])]})
     assert good["error"] is None
     assert corrupt["label"] is None
     assert corrupt["error"].startswith("image 1 is")
 
 
-def test_a_body_over_100_mib_is_refused(address: str, photo: bytes):
+def test_a_body_over_100_mib_is_refused(address: str, image_bytes: bytes):
     response = requests.post(f"{address}/invocations", data=bytes(101 * 1024**2), timeout=60)
     assert response.status_code == 413
-    assert post(address, record(photo))[0]["error"] is None
+    assert post(address, record(image_bytes))[0]["error"] is None
 
 
-def test_eight_clients_get_nothing_but_predictions(address: str, photo: bytes):
-    with under_load(address, record(photo)) as responses:
+def test_eight_clients_get_nothing_but_predictions(address: str, image_bytes: bytes):
+    with under_load(address, record(image_bytes)) as responses:
         time.sleep(LOAD_S)
     print(f"\n{responses.total() / LOAD_S:.0f} images per second")
     assert_none_lost(responses)

@@ -60,10 +60,12 @@ def stored(team: Team) -> dict[str, object]:
     runs = client.search_runs([experiment.experiment_id for experiment in experiments])
     files = {}
     for run in runs:
-        for folder in ("plots", "pictures", "tables"):
-            for entry in client.list_artifacts(run.info.run_id, folder):
-                local = client.download_artifacts(run.info.run_id, entry.path, str(team.project.folder))
-                files[run.info.run_id, entry.path] = Path(local).read_bytes()
+        for entry in client.list_artifacts(run.info.run_id):
+            path = Path(client.download_artifacts(run.info.run_id, entry.path, str(team.project.folder)))
+            for file in path.rglob("*") if path.is_dir() else [path]:
+                if file.is_file():
+                    files[run.info.run_id, str(file)] = file.read_bytes()
+    assert files
     return {
         "runs": {run.info.run_id: (run.info.status, run.data.metrics, run.data.params, run.data.tags) for run in runs},
         "versions": {version.version: version.tags for version in client.search_model_versions(f"name='{MODEL}'")},
@@ -72,9 +74,9 @@ def stored(team: Team) -> dict[str, object]:
     }
 
 
-def served_row(team: Team, photo: bytes, cwd: Path) -> dict:
+def served_row(team: Team, image_bytes: bytes, cwd: Path) -> dict:
     with serving(team.project, "--env-manager", "local", cwd=cwd) as address:
-        return post(address, {"dataframe_records": [{"image": base64.b64encode(photo).decode()}]})[0]
+        return post(address, {"dataframe_records": [{"image": base64.b64encode(image_bytes).decode()}]})[0]
 
 
 def test_clients_need_only_the_address(team: Team):
@@ -95,15 +97,15 @@ def test_containers_are_healthy_and_locked_down(team: Team, docker_client: Docke
 
 
 def test_killed_containers_come_back_with_nothing_lost(team: Team, docker_client: DockerClient, drawn: Path, tmp_path: Path):
-    photo = (drawn / "test" / "cat" / "cat-0001.jpg").read_bytes()
-    before, row = stored(team), served_row(team, photo, tmp_path)
+    image_bytes = (drawn / "test" / "cat" / "cat-0001.jpg").read_bytes()
+    before, row = stored(team), served_row(team, image_bytes, tmp_path)
     for killed in (["server"], ["database"], ["server", "database"]):
         for service in killed:
             docker_client.containers.get(team.stack.container(service)).kill()
         team.stack.execute("up -d")
         print(f"\n{'+'.join(killed)}: back after {team.ready():.1f} s")
         assert stored(team) == before
-    assert served_row(team, photo, tmp_path) == row
+    assert served_row(team, image_bytes, tmp_path) == row
 
 
 def test_volumes_keep_everything_when_containers_are_removed(team: Team):

@@ -70,5 +70,5 @@ def test_without_docker_the_error_names_the_remedy(monkeypatch: pytest.MonkeyPat
     monkeypatch.setenv("DOCKER_HOST", "unix:///no/such.sock")
     client = get_deploy_client("catdog")
     assert client is not None
-    with pytest.raises(MlflowException, match=r"no Docker engine is reachable (.|\n)*: start one, or set DOCKER_HOST"):
+    with pytest.raises(MlflowException, match=r"no Docker daemon is reachable (.|\n)*: start one, or set DOCKER_HOST"):
         client.list_deployments()

@@ -84,7 +84,7 @@ def test_an_unreachable_deployment_names_the_remedy(monkeypatch: pytest.MonkeyPa
     [
         (409, 'container name "/catdog-x.new" is already in use', "another command is changing this deployment"),
         (500, "Bind for 127.0.0.1:5001 failed: port is already allocated", "choose another with -C port="),
-        (500, "no space left on device", "the Docker engine refused: no space left on device"),
+        (500, "no space left on device", "Docker refused: no space left on device"),
     ],
 )
 def test_dockers_errors_say_what_to_do(status: int, reason: str, message: str):

@@ -199,6 +199,7 @@ def test_no_worker_takes_requests_before_all_are_ready(
     group = workers(2, script)
     await_condition(lambda: group.supervise() and group._reports == 1)
     assert group.supervise()
+    assert group._go is not None
     assert not list(tmp_path.glob("went*"))
     late.touch()
     await_condition(lambda: group.supervise() and len(list(tmp_path.glob("went*"))) == 2)

@@ -90,10 +90,10 @@ def _registered_version(uri: str) -> str:
 
 
 def build(client: DockerClient, model: FetchedModel, base_image: str, tag: str, labels: Mapping[str, str]) -> str:
-    """Build a model's image, for the engine's own architecture.
+    """Build a model's image, for the Docker host's own architecture.
 
     Args:
-        client: Of the engine that builds.
+        client: Of the Docker daemon that builds.
         model: What to serve.
         base_image: Has Python and pip, and pip's configuration if packages come from an index of the user's.
         tag: Of the image.
@@ -157,7 +157,7 @@ def new_layers(output: str) -> list[str]:
     """Find the layers that an unfinished build made, oldest first: not its base image, not what it took from the cache.
 
     Args:
-        output: What the engine has printed so far; its last step did not end.
+        output: What Docker has printed so far; its last step did not end.
 
     Returns:
         The ids of intermediate images.

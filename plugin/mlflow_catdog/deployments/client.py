@@ -33,7 +33,7 @@ _FLAVOR = "python_function"
 
 def target_help() -> str:
     """Text of `mlflow deployments help -t catdog`."""
-    return f"""Deploys MLflow models that take one image per row (any pyfunc) to the Docker engine of DOCKER_HOST or of
+    return f"""Deploys MLflow models that take one image per row (any pyfunc) to the Docker daemon of DOCKER_HOST or of
 docker's current context; the target is just `catdog`. `create` and `update` return once the new container has passed a
 smoke test with one image; until then, and if it fails, the previous model serves on. `run-local` serves in a process here,
 until Ctrl-C.
@@ -136,7 +136,7 @@ class CatDogDeploymentClient(BaseDeploymentClient):
             containers.remove_all(client, name)
 
     def list_deployments(self, endpoint: str | None = None) -> list[dict[str, Any]]:
-        """All deployments of this engine by name, each as `get_deployment` describes it."""
+        """All deployments of this Docker daemon by name, each as `get_deployment` describes it."""
         _check_endpoint(endpoint)
         with connected() as client:
             listeners = client.containers.list(all=True, filters={"label": f"{containers.ROLE}=listener"})

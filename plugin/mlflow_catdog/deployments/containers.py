@@ -1,7 +1,7 @@
 """The containers of a deployment: the listener, the model, and a candidate that has yet to pass its smoke test.
 
-Names and labels on the engine are the only state. A name can be taken once, so it is also the lock: of two commands that
-create or update the same deployment at once, the engine lets one continue.
+Names and labels of containers are the only state. A name can be taken once, so it is also the lock: of two commands that
+create or update the same deployment at once, Docker lets one continue.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ def start_listener(client: DockerClient, name: str, options: Options, image: str
     """Take the port, and the deployment's name.
 
     Args:
-        client: Of the engine.
+        client: Of the Docker daemon.
         name: The deployment's.
         options: Its `host` and `port` are the listener's.
         image: Has Python.
@@ -91,7 +91,7 @@ def start_listener(client: DockerClient, name: str, options: Options, image: str
 
     Raises:
         DeploymentExists: The name is taken.
-        APIError: The port is taken, or the engine refuses for another reason; nothing is left.
+        APIError: The port is taken, or Docker refuses for another reason; nothing is left.
     """
     in_memory = {"type": "tmpfs", "device": "tmpfs", "o": "size=64k,uid=10001,gid=10001,mode=0700"}
     volume = client.volumes.create(model_name(name), driver_opts=in_memory, labels={DEPLOYMENT: name}).name
@@ -126,7 +126,7 @@ def start_candidate(client: DockerClient, name: str, image: str, options: Option
     """Start a model beside the one that serves; it takes requests once its workers have passed the smoke test.
 
     Args:
-        client: Of the engine.
+        client: Of the Docker daemon.
         name: The deployment's.
         image: The model's.
         options: All but the listener's.

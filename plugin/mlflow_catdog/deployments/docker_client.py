@@ -1,4 +1,4 @@
-"""The client of the Docker engine that deployments live on, and what the engine's errors mean."""
+"""The Docker client, and what the daemon's errors mean for a deployment."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ _TIMEOUT_S = 900  # for one response; pip may be silent for minutes
 
 @contextlib.contextmanager
 def connected() -> Iterator[DockerClient]:
-    """Connect to the engine that `DOCKER_HOST` or docker's current context names.
+    """Connect to the Docker daemon that `DOCKER_HOST` or docker's current context names.
 
     Yields:
         A client. API errors raised in the block become `DeploymentError`.
 
     Raises:
-        DeploymentError: No engine is reachable.
+        DeploymentError: No Docker daemon is reachable.
     """
     try:
         client = _new_client()
         client.ping()
     except DockerException as failure:
-        raise DeploymentError(f"no Docker engine is reachable ({failure}): start one, or set DOCKER_HOST") from None
+        raise DeploymentError(f"no Docker daemon is reachable ({failure}): start one, or set DOCKER_HOST") from None
     try:
         yield client
     except APIError as refusal:
@@ -53,17 +53,17 @@ def _translated(refusal: APIError) -> DeploymentError:
         return DeploymentExists("another command is changing this deployment: wait until it has finished, then try again")
     if "port is already allocated" in reason or "address already in use" in reason:
         return DeploymentError(f"the port is taken: {reason}; choose another with -C port=…")
-    return DeploymentError(f"the Docker engine refused: {reason}")
+    return DeploymentError(f"Docker refused: {reason}")
 
 
 def host_of(client: DockerClient) -> str:
-    """The host that published ports are on: 127.0.0.1 for a local engine, and for ssh, where the user needs a tunnel."""
+    """The host that published ports are on: 127.0.0.1 for a local daemon, and for ssh, where the user needs a tunnel."""
     host = urlparse(client.api.base_url).hostname
     return host if host and host not in ("localhost", "localunixsocket", "localnpipe", "ssh") else "127.0.0.1"
 
 
 def ensure_image(client: DockerClient, name: str) -> None:
-    """Pull an image unless the engine has it.
+    """Pull an image unless it is there.
 
     Raises:
         DeploymentError: It cannot be pulled.
