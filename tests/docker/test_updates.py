@@ -95,7 +95,7 @@ def test_a_failed_build_leaves_the_layers_of_other_builds(
     deployments: BaseDeploymentClient, docker_client: DockerClient, live: Live, tmp_path: Path, nothing_left: None
 ):
     (tmp_path / "Dockerfile").write_text(f"FROM catdog-deployment:{live.name}\nLABEL catdog.layer=true")
-    other, _ = docker_client.images.build(path=str(tmp_path))
+    other, _ = docker_client.images.build(path=str(tmp_path), rm=True)
     try:
         model = save(tmp_path / "uninstallable", ["no-such-package-of-catdog==1"])
         with pytest.raises(MlflowException, match="cannot build the image"):
