@@ -10,6 +10,8 @@ from mlflow.deployments.interface import _target_help
 from mlflow.exceptions import MlflowException
 from mlflow_catdog.deployments.options import Options
 
+from catdog_pyfunc.pipeline.processes import free_port
+
 
 def test_text_and_values_mean_the_same():
     text = Options().updated({"port": "5002", "workers": "2", "cpus": "1.5", "model_config": '{"threads": 1}'}, "create")
@@ -67,7 +69,7 @@ def test_names_are_checked_before_anything_else(name: str):
 
 
 def test_without_docker_the_error_names_the_remedy(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setenv("DOCKER_HOST", "unix:///no/such.sock")
+    monkeypatch.setenv("DOCKER_HOST", f"tcp://127.0.0.1:{free_port()}")
     client = get_deploy_client("catdog")
     assert client is not None
     with pytest.raises(MlflowException, match=r"no Docker daemon is reachable (.|\n)*: start one, or set DOCKER_HOST"):
