@@ -1,4 +1,4 @@
-"""Clients that send requests without a pause and count the responses."""
+"""Clients that keep a server busy and count its responses."""
 
 from __future__ import annotations
 
@@ -14,13 +14,14 @@ _LABELS = {"cat", "dog"}
 
 
 @contextlib.contextmanager
-def under_load(address: str, body: object, clients: int = 8) -> Iterator[Counter[str]]:
+def under_load(address: str, body: object, clients: int = 8, pause_s: float = 0.0) -> Iterator[Counter[str]]:
     """Send requests from threads until the block ends; every second client opens a new connection for each request.
 
     Args:
         address: Such as http://127.0.0.1:5001.
         body: Of each request.
         clients: How many.
+        pause_s: Of each client between a response and its next request.
 
     Yields:
         Label, HTTP status or exception → how often; complete when the block has ended. Each client got a response before
@@ -35,7 +36,7 @@ def under_load(address: str, body: object, clients: int = 8) -> Iterator[Counter
         session = requests.Session()
         responses[_response(session, address, content)] += 1
         first_responses.wait()
-        while not ended.is_set():
+        while not ended.wait(pause_s):
             session = session if keeps_connection else requests.Session()
             responses[_response(session, address, content)] += 1
 

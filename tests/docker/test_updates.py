@@ -21,6 +21,8 @@ from tests.load_clients import assert_none_lost, under_load
 from tests.project import MODEL, Project, free_port
 from tests.third_party_models import BROKEN, save
 
+PAUSE_S = 0.1  # leaves the builds some of the cores, and connections that are idle when a model is replaced
+
 
 def test_a_taken_name_is_refused(target: Target, live: Live, nothing_left: None):
     done = target.call("create", "--name", live.name, "-m", URI, "-C", f"port={free_port()}")
@@ -43,7 +45,7 @@ def test_a_taken_port_is_refused_before_anything_is_built(
 def test_updates_to_broken_models_lose_no_request(
     deployments: BaseDeploymentClient, live: Live, requirements: list[str], tmp_path: Path, nothing_left: None
 ):
-    with under_load(live.address, live.body) as responses:
+    with under_load(live.address, live.body, pause_s=PAUSE_S) as responses:
         for number, (loading, predicting, message) in enumerate(BROKEN.values()):
             model = save(tmp_path / str(number), requirements, loading, predicting)
             with pytest.raises(MlflowException) as failure:
@@ -108,7 +110,7 @@ def test_a_failed_build_leaves_the_layers_of_other_builds(
 def test_updates_that_succeed_lose_no_request(
     target: Target, deployments: BaseDeploymentClient, live: Live, docker_client: DockerClient
 ):
-    with under_load(live.address, live.body) as responses:
+    with under_load(live.address, live.body, pause_s=PAUSE_S) as responses:
         for uri, workers in ((f"models:/{MODEL}/1", "1"), (URI, "2")):
             started = time.monotonic()
             done = target.call("update", "--name", live.name, "-m", uri, "-C", f"workers={workers}")
@@ -197,7 +199,7 @@ def await_container(client: DockerClient, name: str, process: subprocess.Popen[s
 def test_a_killed_update_is_noticed_and_recovered(
     target: Target, deployments: BaseDeploymentClient, live: Live, docker_client: DockerClient
 ):
-    with under_load(live.address, live.body) as responses:
+    with under_load(live.address, live.body, pause_s=PAUSE_S) as responses:
         update = target.start("update", "--name", live.name, "-C", "ready_timeout_s=1000")
         candidate = await_container(docker_client, f"catdog-{live.name}.new", update)
         update.kill()
