@@ -15,7 +15,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.project import MODEL, REPOSITORY, Project, free_port
+from tests.project import MODEL, REPOSITORY, Project, free_port, make_project
 from tests.request_formats import post
 from tests.third_party_models import save
 
@@ -86,9 +86,10 @@ def environment_of(process: psutil.Process) -> dict[str, str]:
     ids=["raises while it loads", "raises when it predicts", "hangs while it loads", "hangs when it predicts"],
 )
 def test_a_model_that_fails_its_smoke_test_is_not_served(
-    loading: str, predicting: str, words: list[str], message: str, project: Project, tmp_path: Path
+    loading: str, predicting: str, words: list[str], message: str, tmp_path: Path
 ):
     model, log = save(tmp_path / "broken", ["mlflow"], loading, predicting), tmp_path / "log"
+    project = make_project(tmp_path / "project")
     marked = Project(project.folder, {**project.environment, MARK: "1"})
     words = ["-m", str(model), "-C", f"port={free_port()}", "-C", "workers=1", *words]
     with run_local(marked, log, *words) as process:
@@ -98,7 +99,8 @@ def test_a_model_that_fails_its_smoke_test_is_not_served(
     assert output.splitlines()[-1].startswith("Error: ")
 
 
-def test_a_taken_port_is_refused(project: Project, tmp_path: Path):
+def test_a_taken_port_is_refused(tmp_path: Path):
+    project = make_project(tmp_path / "project")
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
