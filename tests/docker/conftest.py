@@ -1,7 +1,7 @@
-"""A real Docker engine: what these tests need of it, and that they leave nothing on it.
+"""Fixtures on a real Docker daemon, on which these tests leave nothing.
 
-CATDOG_DOCKER=1 says that there is one to build on. The images that all others are built on (python:X.Y.Z-slim, postgres:N)
-are pulled, or lie there already; they stay.
+CATDOG_DOCKER=1 enables them; they also need `docker compose`. The images that all others are built on (python:X.Y.Z-slim,
+postgres:N) are pulled unless they are there, and stay.
 """
 
 from __future__ import annotations
@@ -27,55 +27,45 @@ from pytest_docker.plugin import DockerComposeExecutor, Services, get_docker_ser
 from tests.project import MODEL, REPOSITORY, Project, free_port
 
 URI = f"models:/{MODEL}@production"
+COMPOSE = "docker compose"
 
 
 @pytest.fixture(scope="session", autouse=True)
-def engine() -> Iterator[DockerClient]:
-    """The engine; in the end it must hold what it held before, and no more."""
+def docker_client() -> Iterator[DockerClient]:
+    """Docker's client; in the end Docker must hold what it held before and no more."""
     if not os.environ.get("CATDOG_DOCKER"):
-        pytest.skip("CATDOG_DOCKER is not set: these tests build images with a Docker engine, which takes minutes")
+        pytest.skip("CATDOG_DOCKER is not set: these tests build images with Docker, which takes minutes")
     client = docker.from_env()
-    before = held(client)
+    before = inventory(client)
     yield client
     for image in client.images.list():  # those that Compose built: kept until now, so that they are built once
         if any(tag.startswith(f"catdog-test-{os.getpid()}") for tag in image.tags):
             client.images.remove(str(image.id), force=True)
-    left = held(client) - before
+    left = inventory(client) - before
     client.close()
     assert not left, f"these tests left {sorted(left)}"
 
 
-def held(engine: DockerClient) -> set[str]:
-    """Containers, networks, volumes and images; images that others publish don't count, they are only pulled."""
+def inventory(client: DockerClient) -> set[str]:
+    """Containers, networks, volumes and images, without the base images that are only pulled."""
     images = [
-        image for image in engine.images.list() if not any(tag.startswith(("python:", "postgres:")) for tag in image.tags)
+        image for image in client.images.list() if not any(tag.startswith(("python:", "postgres:")) for tag in image.tags)
     ]
     return {
         f"{type(thing).__name__} {thing.id} {getattr(thing, 'tags', '') or thing.attrs.get('Name', '')}"
-        for thing in [*engine.containers.list(all=True), *engine.networks.list(), *engine.volumes.list(), *images]
+        for thing in [*client.containers.list(all=True), *client.networks.list(), *client.volumes.list(), *images]
     }
 
 
-@pytest.fixture(scope="session", params=["docker-compose", "docker compose"], ids=["compose v1", "compose v2"])
-def compose(request: pytest.FixtureRequest, engine: DockerClient) -> str:
-    """Both generations of Compose. pytest-docker needs to be told of v1, or it passes with nothing running."""
-    command = str(request.param)
-    try:
-        subprocess.run([*command.split(), "version"], check=True, capture_output=True)
-    except (OSError, subprocess.CalledProcessError):
-        pytest.skip(f"`{command}` is not here (CATDOG_DOCKER wants both)")
-    return command
-
-
 @contextlib.contextmanager
-def composed(command: str, file: Path, project: str, setting: Mapping[str, str], up: str = "up -d") -> Iterator[Stack]:
-    """The services of a compose file, running; gone with their volumes in the end, also if they don't come up."""
+def composed(file: Path, project: str, environment: Mapping[str, str]) -> Iterator[Stack]:
+    """The services of a compose file, running; removed with their volumes in the end, also if they do not start."""
     before = dict(os.environ)
-    os.environ.update(setting)
+    os.environ.update(environment)
     try:
-        with get_docker_services(command, str(file), project, [], ["down -v --remove-orphans"]) as services:
-            stack = Stack(DockerComposeExecutor(command, str(file), project), services)
-            stack.execute(up)
+        with get_docker_services(COMPOSE, str(file), project, [], ["down -v --remove-orphans"]) as services:
+            stack = Stack(DockerComposeExecutor(COMPOSE, str(file), project), services)
+            stack.execute("up -d")
             yield stack
     finally:
         os.environ.clear()
@@ -89,8 +79,8 @@ class Stack:
         self.services = services
         self._executor = executor
 
-    def execute(self, words: str) -> str:
-        return bytes(self._executor.execute(words)).decode()
+    def execute(self, arguments: str) -> str:
+        return bytes(self._executor.execute(arguments)).decode()
 
     def container(self, service: str) -> str:
         return self.execute(f"ps -q {service}").split()[-1]
@@ -99,7 +89,7 @@ class Stack:
         return f"http://127.0.0.1:{self.services.port_for(service, port)}"
 
     def await_up(self, url: str, timeout_s: float) -> float:
-        """Wait for a 200; after `timeout_s` fail with the last log lines. How long it took."""
+        """Wait for a 200, or fail with the last log lines; seconds it took."""
         started = time.monotonic()
         while time.monotonic() - started < timeout_s:
             with contextlib.suppress(requests.RequestException):
@@ -110,35 +100,35 @@ class Stack:
 
 
 @pytest.fixture(scope="session")
-def image(engine: DockerClient, project: Project) -> str:
-    """What `mlflow models build-docker` makes of the model in production."""
+def image(docker_client: DockerClient, project: Project) -> str:
+    """The image that `mlflow models build-docker` makes of the model in production."""
     name = f"catdog-test-{os.getpid()}"
     words = ["mlflow", "models", "build-docker", "-m", URI, "-n", name, "--env-manager", "local"]
     started = time.monotonic()
     done = project.command(*words)
     assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
-    size = engine.images.get(name).attrs["Size"]
+    size = docker_client.images.get(name).attrs["Size"]
     print(f"\nmlflow models build-docker: {time.monotonic() - started:.0f} s, {size / 1e6:.0f} MB")
     return name
 
 
 class Target:
-    """`mlflow deployments … -t catdog`, with names of its own."""
+    """`mlflow deployments … -t catdog`, and names that no other test uses."""
 
     def __init__(self, project: Project) -> None:
         self.project = project
-        self._names: list[str] = []
+        self.names: list[str] = []
 
-    def name(self) -> str:
-        """A name that is free; what is deployed under it goes in the end."""
-        self._names.append(f"test-{os.getpid()}-{len(self._names)}")
-        return self._names[-1]
+    def new_name(self) -> str:
+        """A free name; its deployment is deleted in the end."""
+        self.names.append(f"test-{os.getpid()}-{len(self.names)}")
+        return self.names[-1]
 
     def call(self, verb: str, *words: str, timeout_s: int = 600) -> subprocess.CompletedProcess[str]:
         return self.project.command("mlflow", "deployments", verb, "-t", "catdog", *words, timeout_s=timeout_s)
 
-    def begin(self, verb: str, *words: str) -> subprocess.Popen[str]:
-        """The same, without waiting."""
+    def start(self, verb: str, *words: str) -> subprocess.Popen[str]:
+        """The same, without waiting for it."""
         return subprocess.Popen(
             ["mlflow", "deployments", verb, "-t", "catdog", *words],
             cwd=REPOSITORY,
@@ -148,18 +138,17 @@ class Target:
             text=True,
         )
 
-    def clean(self) -> None:
-        for name in self._names:
-            self.call("delete", "--name", name)
-
 
 @pytest.fixture(scope="session")
-def target(engine: DockerClient, project: Project) -> Iterator[Target]:
+def target(docker_client: DockerClient, project: Project) -> Iterator[Target]:
     target = Target(project)
     try:
         yield target
     finally:
-        target.clean()
+        client = get_deploy_client("catdog")
+        assert client is not None
+        for name in target.names:
+            client.delete_deployment(name)
 
 
 @dataclass(frozen=True)
@@ -168,7 +157,7 @@ class Live:
 
     name: str
     port: int
-    photo: bytes
+    image: bytes
 
     @property
     def address(self) -> str:
@@ -176,29 +165,30 @@ class Live:
 
     @property
     def record(self) -> dict[str, str]:
-        return {"image": base64.b64encode(self.photo).decode()}
+        return {"image": base64.b64encode(self.image).decode()}
 
     @property
     def body(self) -> dict[str, object]:
         return {"dataframe_records": [self.record]}
 
-    def container(self, engine: DockerClient) -> Container:
-        return engine.containers.get(f"catdog-{self.name}")
+    def container(self, client: DockerClient) -> Container:
+        return client.containers.get(f"catdog-{self.name}")
 
 
 @pytest.fixture(scope="session")
 def live(target: Target, drawn: Path) -> Live:
-    live = Live(target.name(), free_port(), (drawn / "test" / "cat" / "cat-0001.jpg").read_bytes())
+    live = Live(target.new_name(), free_port(), (drawn / "test" / "cat" / "cat-0001.jpg").read_bytes())
     started = time.monotonic()
     done = target.call("create", "--name", live.name, "-m", URI, "-C", f"port={live.port}")
     assert done.returncode == 0, done.stdout + done.stderr
-    assert f"{live.name}: models:/{MODEL}/2 answers at {live.address}/invocations" in done.stderr
+    assert f"{live.name}: models:/{MODEL}/2 serves at {live.address}/invocations" in done.stderr
     print(f"\ncreated in {time.monotonic() - started:.0f} s")
     return live
 
 
 @pytest.fixture
-def client(project: Project, monkeypatch: pytest.MonkeyPatch) -> BaseDeploymentClient:
+def deployments(project: Project, monkeypatch: pytest.MonkeyPatch) -> BaseDeploymentClient:
+    """The target's Python client."""
     monkeypatch.setenv("MLFLOW_TRACKING_URI", project.tracking_uri)
     client = get_deploy_client("catdog")
     assert client is not None
@@ -207,7 +197,7 @@ def client(project: Project, monkeypatch: pytest.MonkeyPatch) -> BaseDeploymentC
 
 @pytest.fixture(scope="session")
 def expected(project: Project, live: Live) -> dict[str, object]:
-    """What the model says without a server."""
+    """The model's prediction without a server."""
     code = (
         f"import mlflow, pandas; model = mlflow.pyfunc.load_model('{URI}'); "
         f"print(model.predict(pandas.DataFrame([{live.record!r}])).to_json(orient='records', double_precision=15))"
@@ -219,7 +209,7 @@ def expected(project: Project, live: Live) -> dict[str, object]:
 
 @pytest.fixture(scope="session")
 def requirements(project: Project, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """Those of this project's models: what strangers' images then needn't install again."""
+    """Those of this project's models: images of third-party models reuse the layer with their packages."""
     folder = tmp_path_factory.mktemp("requirements")
     done = project.command("mlflow", "artifacts", "download", "-u", f"{URI}/requirements.txt", "-d", str(folder))
     assert done.returncode == 0, done.stderr
@@ -227,11 +217,11 @@ def requirements(project: Project, tmp_path_factory: pytest.TempPathFactory) -> 
 
 
 @pytest.fixture
-def nothing_new(engine: DockerClient, live: Live) -> Iterator[None]:
-    """A failure leaves what was there, and no more."""
-    before = held(engine)
+def nothing_left(docker_client: DockerClient, live: Live) -> Iterator[None]:
+    """Holds a test to leaving Docker as it was."""
+    before = inventory(docker_client)
     yield
-    assert held(engine) == before
+    assert inventory(docker_client) == before
 
 
 def assert_same(row: dict, expected: dict) -> None:

@@ -1,4 +1,4 @@
-"""`mlflow deployments run-local -t catdog`: a process here, shown to answer, and none left afterwards."""
+"""`mlflow deployments run-local -t catdog`: a process here that passed its smoke test, and none left afterwards."""
 
 from __future__ import annotations
 
@@ -15,16 +15,18 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.project import MODEL, REPOSITORY, Project, free_port
+from tests.project import MODEL, REPOSITORY, Project, free_port, make_project
 from tests.request_formats import post
 from tests.third_party_models import save
 
 URI = f"models:/{MODEL}@production"
+MARK = f"CATDOG_TEST_{os.getpid()}"
+HURRY = ["-C", "ready_timeout_s=15"]
 
 
 @contextlib.contextmanager
 def run_local(project: Project, log: Path, *words: str) -> Iterator[subprocess.Popen[bytes]]:
-    """The command, in a terminal's place: a process group of its own; whatever is left of it is ended."""
+    """The command in a process group of its own, as in a terminal; whatever is left of the group is killed."""
     with log.open("w") as stream:
         command = ["mlflow", "deployments", "run-local", "-t", "catdog", "--name", "here", *words]
         environment = dict(project.environment)
@@ -48,45 +50,62 @@ def await_line(process: subprocess.Popen[bytes], log: Path, line: str) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_it_answers_until_it_is_told_to_stop(number: int, project: Project, drawn: Path, tmp_path: Path):
+def test_it_serves_until_it_is_stopped(number: int, project: Project, drawn: Path, tmp_path: Path):
     port, log = free_port(), tmp_path / "log"
     with run_local(project, log, "-m", URI, "-C", f"port={port}", "-C", "workers=2") as process:
-        await_line(process, log, f"here: models:/{MODEL}/2 answers at http://127.0.0.1:{port}/invocations: {{")
-        photo = base64.b64encode((drawn / "test" / "cat" / "cat-0001.jpg").read_bytes()).decode()
-        assert post(f"http://127.0.0.1:{port}", {"inputs": [photo]})[0]["error"] is None
-        family = psutil.Process(process.pid).children(recursive=True)
-        assert len(family) >= 3  # MLflow's command, uvicorn, two workers
+        await_line(process, log, f"here: models:/{MODEL}/2 serves at http://127.0.0.1:{port}/invocations; smoke test: {{")
+        image = base64.b64encode((drawn / "test" / "cat" / "cat-0001.jpg").read_bytes()).decode()
+        assert post(f"http://127.0.0.1:{port}", {"inputs": [image]})[0]["error"] is None
+        processes = psutil.Process(process.pid).children(recursive=True)
+        assert len(processes) >= 3  # MLflow's command, uvicorn, two workers
         process.send_signal(number)
         assert process.wait(timeout=60) == 0
-        assert not psutil.wait_procs(family, timeout=10)[1]
+        assert not psutil.wait_procs(processes, timeout=10)[1]
+
+
+def marked_processes() -> set[psutil.Process]:
+    """Orphans included: they have lost their parent, but not their environment."""
+    return {process for process in psutil.process_iter() if MARK in environment_of(process)}
+
+
+def environment_of(process: psutil.Process) -> dict[str, str]:
+    try:
+        return process.environ()
+    except psutil.Error:
+        return {}
 
 
 @pytest.mark.parametrize(
-    ("loading", "answering", "words", "message"),
+    ("loading", "predicting", "words", "message"),
     [
         ('raise RuntimeError("the weights are gone")', "pass", [], "RuntimeError: the weights are gone"),
         ("pass", 'raise RuntimeError("no such layer")', [], "HTTP 400: "),
-        ("time.sleep(1000)", "pass", ["-C", "ready_timeout_s=5"], "took longer than 5 s before it answered a picture"),
+        ("time.sleep(1000)", "pass", HURRY, "took longer than 15 s before it passed the smoke test"),
+        ("pass", "time.sleep(1000)", HURRY, "took longer than 15 s before it passed the smoke test"),
     ],
+    ids=["raises while it loads", "raises when it predicts", "hangs while it loads", "hangs when it predicts"],
 )
-def test_a_model_that_does_not_answer_is_not_served(
-    loading: str, answering: str, words: list[str], message: str, project: Project, tmp_path: Path
+def test_a_model_that_fails_its_smoke_test_is_not_served(
+    loading: str, predicting: str, words: list[str], message: str, tmp_path: Path
 ):
-    model, log = save(tmp_path / "broken", ["mlflow"], loading, answering), tmp_path / "log"
-    before = {child.pid for child in psutil.Process().children(recursive=True)}
+    model, log = save(tmp_path / "broken", ["mlflow"], loading, predicting), tmp_path / "log"
+    project = make_project(tmp_path / "project")
+    marked = Project(project.folder, {**project.environment, MARK: "1"})
     words = ["-m", str(model), "-C", f"port={free_port()}", "-C", "workers=1", *words]
-    with run_local(project, log, *words) as process:
+    with run_local(marked, log, *words) as process:
         assert process.wait(timeout=120) == 1, log.read_text()
-    assert message in log.read_text()
-    assert {child.pid for child in psutil.Process().children(recursive=True)} <= before
+        assert not marked_processes()
+    assert message in (output := log.read_text())
+    assert output.splitlines()[-1].startswith("Error: ")
 
 
-def test_a_taken_port_is_told(project: Project, tmp_path: Path):
+def test_a_taken_port_is_refused(tmp_path: Path):
+    project = make_project(tmp_path / "project")
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         log = tmp_path / "log"
         with run_local(project, log, "-m", URI, "-C", f"port={taken.getsockname()[1]}", "-C", "workers=1") as process:
             assert process.wait(timeout=60) == 1, log.read_text()
-    assert "Address already in use" in (told := log.read_text())
-    assert "give another by -C port=" in told
+    assert "Address already in use" in (output := log.read_text())
+    assert "choose another with -C port=" in output

@@ -1,4 +1,4 @@
-"""The picture that a deployed model must answer first: which one, and what counts as an answer."""
+"""The smoke test of a deployed model: which request it gets, and which responses pass."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ import pytest
 from mlflow.exceptions import MlflowException
 from mlflow.models import ModelSignature
 from mlflow.types.schema import ColSpec, DataType, Schema
-from mlflow_catdog.deployments.smoke_request import request_for
-from mlflow_catdog.runtime.smoke_test import WrongAnswer, check
+from mlflow_catdog.deployments.smoke_request import smoke_request
+from mlflow_catdog.runtime.smoke_test import SmokeTestFailed, check
 from PIL import Image
 
 
@@ -36,9 +36,9 @@ def saved(folder: Path, columns: list[ColSpec] | None, example: pd.DataFrame | N
     return folder / "model"
 
 
-def test_the_models_own_example_is_asked(tmp_path: Path):
+def test_the_models_own_example_is_used(tmp_path: Path):
     model = saved(tmp_path, None, pd.DataFrame({"image": ["text"], "threshold": [0.5]}))
-    assert request_for(model)["dataframe_split"] == {"columns": ["image", "threshold"], "data": [["text", 0.5]]}
+    assert smoke_request(model)["dataframe_split"] == {"columns": ["image", "threshold"], "data": [["text", 0.5]]}
 
 
 @pytest.mark.parametrize(
@@ -50,24 +50,24 @@ def test_the_models_own_example_is_asked(tmp_path: Path):
         ([ColSpec(DataType.string, "name"), ColSpec(DataType.binary, "image")], "image"),
     ],
 )
-def test_without_an_example_a_drawn_picture_goes_into_the_models_column(
+def test_without_an_example_a_drawn_image_goes_into_the_models_column(
     columns: list[ColSpec] | None, column: str, tmp_path: Path
 ):
-    asked = request_for(saved(tmp_path, columns))["dataframe_split"]
-    assert asked["columns"] == [column]
-    assert Image.open(io.BytesIO(base64.b64decode(asked["data"][0][0]))).format == "JPEG"
+    request = smoke_request(saved(tmp_path, columns))["dataframe_split"]
+    assert request["columns"] == [column]
+    assert Image.open(io.BytesIO(base64.b64decode(request["data"][0][0]))).format == "JPEG"
 
 
 def test_a_model_whose_column_cannot_be_guessed_is_refused(tmp_path: Path):
     model = saved(tmp_path, [ColSpec(DataType.string, "left"), ColSpec(DataType.string, "right")])
-    with pytest.raises(MlflowException, match="the model takes left, right: which of them is the picture"):
-        request_for(model)
+    with pytest.raises(MlflowException, match="the model takes left, right: it is unclear which of them is the image"):
+        smoke_request(model)
 
 
-@pytest.mark.parametrize("answer", [["cat"], [{"label": "cat", "error": None}], {"label": "cat"}, [[0.1, 0.9]]])
-def test_one_prediction_of_any_kind_is_an_answer(answer: object):
-    said = check(200, json.dumps({"predictions": answer}).encode())
-    assert said == (answer[0] if isinstance(answer, list) else answer)
+@pytest.mark.parametrize("predictions", [["cat"], [{"label": "cat", "error": None}], {"label": "cat"}, [[0.1, 0.9]]])
+def test_one_prediction_of_any_kind_passes(predictions: object):
+    prediction = check(200, json.dumps({"predictions": predictions}).encode())
+    assert prediction == (predictions[0] if isinstance(predictions, list) else predictions)
 
 
 @pytest.mark.parametrize(
@@ -76,15 +76,15 @@ def test_one_prediction_of_any_kind_is_an_answer(answer: object):
         (400, b'{"message": "no", "stack_trace": "Traceback\\n  File\\nKeyError: image"}', "HTTP 400: no KeyError: image"),
         (400, b'{"message": "no"}', "HTTP 400: no"),
         (502, b"<html>", "HTTP 502: <html>"),
-        (200, b"<html>", "no predictions: <html>"),
-        (200, b"[]", "no predictions"),
-        (200, b'{"predictions": []}', "with 0 predictions"),
-        (200, b'{"predictions": ["cat", "dog"]}', "with 2 predictions"),
-        (200, b'{"predictions": [null]}', "with 1 predictions"),
-        (200, b'{"predictions": [{"label": null, "error": "upside down"}]}', "can't read a good picture: upside down"),
+        (200, b"<html>", "without `predictions`: <html>"),
+        (200, b"[]", "without `predictions`"),
+        (200, b'{"predictions": []}', "0 predictions for one image"),
+        (200, b'{"predictions": ["cat", "dog"]}', "2 predictions for one image"),
+        (200, b'{"predictions": [null]}', '1 predictions for one image: {"predictions": [null]}'),
+        (200, b'{"predictions": [{"label": null, "error": "upside down"}]}', "cannot read a valid image: upside down"),
     ],
 )
-def test_anything_else_is_told(status: int, body: bytes, message: str):
-    with pytest.raises(WrongAnswer, match=r"^the model ") as wrong:
+def test_any_other_response_fails_with_its_reason(status: int, body: bytes, message: str):
+    with pytest.raises(SmokeTestFailed, match=r"^the model ") as failure:
         check(status, body)
-    assert message in str(wrong.value)
+    assert message in str(failure.value)

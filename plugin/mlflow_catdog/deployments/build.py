@@ -1,128 +1,167 @@
-"""A model → an image that serves it."""
+"""Builds the image that serves a model."""
 
 from __future__ import annotations
 
+import contextlib
 import json
+import re
 import shutil
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import mlflow
 import yaml
+from docker.errors import APIError
 from mlflow.exceptions import MlflowException
 from mlflow.models import Model
 
+from catdog_pyfunc import cpu, internals
 from catdog_pyfunc.pipeline.console import log
 from mlflow_catdog.deployments.errors import DeploymentError, DeploymentMissing
-from mlflow_catdog.deployments.smoke_request import request_for
+from mlflow_catdog.deployments.smoke_request import smoke_request
 
 if TYPE_CHECKING:
     from docker import DockerClient
 
-_INSIDE = Path(__file__).parents[1] / "runtime"
+_RUNTIME = Path(__file__).parents[1] / "runtime"
 _FLAVOR = "python_function"
+_LOG_LINES = 30
 
 
 @dataclass(frozen=True)
 class FetchedModel:
-    """A model's files, in a folder of their own, and what it is called.
+    """A model's files, and what it is called.
 
     Attributes:
         folder: Holds `MLmodel`.
-        uri: As it was asked for.
-        version: `models:/<name>/<number>` if it is a registered version; else as it was asked for.
+        uri: As the user gave it.
+        version: `models:/<name>/<number>` if the URI names a registered version or an alias; else the URI.
     """
 
     folder: Path
     uri: str
     version: str
 
-    def python(self) -> str:
-        """The Python that it was made with, X.Y.Z."""
+    def python_version(self) -> str:
+        """The Python it was logged with, X.Y.Z."""
         pyfunc = Model.load(self.folder).flavors[_FLAVOR]
         environment = self.folder / pyfunc.get("env", {}).get("virtualenv", "python_env.yaml")
-        said = (yaml.safe_load(environment.read_text()) if environment.is_file() else {}).get("python")
-        return str(said or pyfunc.get("python_version") or ".".join(map(str, sys.version_info[:3])))
+        recorded = (yaml.safe_load(environment.read_text()) if environment.is_file() else {}).get("python")
+        return str(recorded or pyfunc.get("python_version") or ".".join(map(str, sys.version_info[:3])))
 
 
-@contextmanager
+@contextlib.contextmanager
 def fetched(uri: str, flavor: str | None = None) -> Iterator[FetchedModel]:
-    """Fetch a model; its folder goes with the context.
+    """Fetch a model; a downloaded copy is removed when the block ends.
 
     Args:
-        uri: Any that MLflow knows.
+        uri: Any URI that MLflow reads.
         flavor: Only "python_function".
 
     Yields:
-        The model.
+        The model. An alias is resolved first, and exactly that version is fetched.
 
     Raises:
-        DeploymentMissing: There is no such model, or it can't be had.
-        DeploymentError: It can't be deployed as that flavor.
+        DeploymentMissing: There is no such model, or it cannot be downloaded.
+        DeploymentError: It cannot be deployed as that flavor.
     """
     if flavor not in (None, _FLAVOR):
-        raise DeploymentError(f"flavor {flavor!r} can't be deployed here: leave it out, or give {_FLAVOR}")
+        raise DeploymentError(f"flavor {flavor!r} cannot be deployed: omit it, or use {_FLAVOR}")
     with tempfile.TemporaryDirectory(prefix="catdog-") as scratch:
-        folder = Path(scratch) / "model"
-        folder.mkdir()
         try:
-            found = Path(mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=str(folder)))
-        except (MlflowException, OSError) as missing:
-            raise DeploymentMissing(f"model {uri} can't be had from {mlflow.get_tracking_uri()}: {missing}") from None
-        if not (found / "MLmodel").is_file() or _FLAVOR not in Model.load(found).flavors:
-            raise DeploymentError(f"{uri} is no model with the flavor {_FLAVOR}: give one that MLflow can serve")
-        meta = found / "registered_model_meta"
-        named = yaml.safe_load(meta.read_text()) if meta.is_file() else None
-        yield FetchedModel(found, uri, f"models:/{named['model_name']}/{named['model_version']}" if named else uri)
+            version = _registered_version(uri)
+            folder = Path(mlflow.artifacts.download_artifacts(artifact_uri=version, dst_path=scratch))
+        except (MlflowException, OSError) as failure:
+            raise DeploymentMissing(f"cannot download model {uri} from {mlflow.get_tracking_uri()}: {failure}") from None
+        if not (folder / "MLmodel").is_file() or _FLAVOR not in Model.load(folder).flavors:
+            raise DeploymentError(f"{uri} is not a model with the flavor {_FLAVOR}: choose one that MLflow can serve")
+        yield FetchedModel(folder, uri, version)
 
 
-def build(engine: DockerClient, model: FetchedModel, base_image: str, tag: str, labels: Mapping[str, str]) -> str:
-    """Build the image of a model, for the engine's own architecture.
+def _registered_version(uri: str) -> str:
+    if not re.fullmatch(r"models:/[^/@]+[/@].+", uri):  # a run's model, a folder, models:/m-<id>
+        return uri
+    name, version = internals.registered_version(mlflow.MlflowClient(), uri)
+    return f"models:/{name}/{version}"
+
+
+def build(client: DockerClient, model: FetchedModel, base_image: str, tag: str, labels: Mapping[str, str]) -> str:
+    """Build a model's image, for the Docker host's own architecture.
 
     Args:
-        engine: Where to.
-        model: Which.
-        base_image: What to build on; with Python and pip. What pip has to know about package indexes is set there.
+        client: Of the Docker daemon that builds.
+        model: What to serve.
+        base_image: Has Python and pip, and pip's configuration if packages come from an index of the user's.
         tag: Of the image.
-        labels: Likewise.
+        labels: Of the image.
 
     Returns:
         The image's id.
 
     Raises:
-        DeploymentError: The base image can't be had, or a package can't be installed; the message ends with the log's end.
+        DeploymentError: A build step failed, as when a package cannot be installed; the message ends with the build's log.
     """
     with tempfile.TemporaryDirectory(prefix="catdog-") as scratch:
         context = Path(scratch)
-        shutil.copytree(
-            _INSIDE, context / "runtime", ignore=shutil.ignore_patterns("__pycache__", "Dockerfile", "listener.py")
-        )
-        shutil.copytree(model.folder, context / "model")
-        requirements = model.folder / "requirements.txt"
-        (context / "requirements.txt").write_text(requirements.read_text() if requirements.is_file() else "")
-        (context / "probe.json").write_text(json.dumps(request_for(model.folder)))
-        shutil.copy(_INSIDE / "Dockerfile", context)
-        for path in context.rglob("*"):  # the container's user is nobody here
-            path.chmod(0o755 if path.is_dir() else 0o644)
-        log(f"building the image of {model.version} on {base_image}; a minute, if its packages aren't there yet")
-        return _build(engine, context, base_image, tag, labels)
+        write_context(model.folder, context)
+        log(f"building the image of {model.version} on {base_image}; about a minute if its packages are not cached")
+        return _build(client, context, base_image, tag, labels)
 
 
-def _build(engine: DockerClient, context: Path, base_image: str, tag: str, labels: Mapping[str, str]) -> str:
-    log: list[str] = []
+def write_context(model: Path, context: Path) -> None:
+    """Write all that the Dockerfile copies; `python -m runtime.supervisor` runs in this folder as it does in the image.
+
+    Args:
+        model: The model's folder.
+        context: An empty folder.
+    """
+    hidden = shutil.ignore_patterns("__pycache__", "Dockerfile", "listener.py")
+    shutil.copytree(_RUNTIME, context / "runtime", ignore=hidden)
+    shutil.copy(cpu.__file__, context / "runtime")
+    shutil.copy(_RUNTIME / "Dockerfile", context)
+    shutil.copytree(model, context / "model")
+    (context / "requirements").mkdir()
+    (context / "requirements" / "requirements.txt").touch()
+    for name in ("requirements.txt", "constraints.txt"):
+        if (model / name).is_file():
+            shutil.copy(model / name, context / "requirements")
+    (context / "smoke_request.json").write_text(json.dumps(smoke_request(model)))
+    for path in context.rglob("*"):  # the container's user owns none of them
+        path.chmod(0o755 if path.is_dir() else 0o644)
+
+
+def _build(client: DockerClient, context: Path, base_image: str, tag: str, labels: Mapping[str, str]) -> str:
+    output: list[str] = []
     image = ""
     options: dict[str, Any] = {"buildargs": {"BASE": base_image}, "labels": labels, "tag": tag, "rm": True, "forcerm": True}
-    for entry in engine.api.build(path=str(context), decode=True, **options):
-        if "error" in entry:
-            engine.images.prune({"dangling": True, "label": "catdog.layer"})  # what the steps before it made
-            end = "\n".join("".join(log).splitlines()[-30:])
-            raise DeploymentError(f"the image on {base_image} can't be built: {entry['error'].strip()}\n{end}")
-        log.append(entry.get("stream", ""))
-        if "aux" in entry:
-            image = str(entry["aux"]["ID"])
+    try:
+        for entry in client.api.build(path=str(context), decode=True, **options):
+            if "error" in entry:
+                end = "\n".join("".join(output).splitlines()[-_LOG_LINES:])
+                raise DeploymentError(f"cannot build the image on {base_image}: {entry['error'].strip()}\n{end}")
+            output.append(entry.get("stream", ""))
+            image = str(entry["aux"]["ID"]) if "aux" in entry else image
+    except BaseException:
+        for layer in reversed(new_layers("".join(output))):
+            with contextlib.suppress(APIError):  # another build has continued from it
+                client.api.remove_image(layer, noprune=True)
+        raise
     return image
+
+
+def new_layers(output: str) -> list[str]:
+    """Find the layers that an unfinished build made, oldest first: not its base image, not what it took from the cache.
+
+    Args:
+        output: What Docker has printed so far; its last step did not end.
+
+    Returns:
+        The ids of intermediate images.
+    """
+    steps = re.split(r"^Step \d+/\d+ : ", output, flags=re.MULTILINE)[1:-1]
+    made = [step for step in steps if not step.startswith("FROM") and "\n ---> Using cache\n" not in step]
+    return [found[-1] for step in made if (found := re.findall(r"^ ---> ([0-9a-f]{12,64})$", step, re.MULTILINE))]

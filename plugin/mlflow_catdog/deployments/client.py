@@ -1,4 +1,4 @@
-"""`mlflow deployments … -t catdog`: a model in a container of the Docker engine, replaced without a lost request.
+"""`mlflow deployments … -t catdog`: a model in a Docker container, replaced without losing a request.
 
 MLflow loads this module as the target: `target_help`, `run_local` and exactly one client class must be visible in it.
 """
@@ -9,6 +9,7 @@ import contextlib
 import json
 import re
 from collections.abc import Iterator, Mapping
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
@@ -16,8 +17,8 @@ from mlflow.deployments import BaseDeploymentClient, PredictionsResponse
 
 from catdog_pyfunc.pipeline.console import log
 from catdog_pyfunc.pipeline.processes import sigterm_as_interrupt
-from mlflow_catdog.deployments import build, containers, rest
-from mlflow_catdog.deployments.docker_client import connected, ensure_image, host_of
+from mlflow_catdog.deployments import build, containers, recovery, rest
+from mlflow_catdog.deployments.docker_client import connected, ensure_image, host_of, untag
 from mlflow_catdog.deployments.errors import DeploymentMissing, InvalidOption
 from mlflow_catdog.deployments.local import run_local
 from mlflow_catdog.deployments.options import Options, describe
@@ -28,25 +29,25 @@ if TYPE_CHECKING:
 
 __all__ = ["CatDogDeploymentClient", "run_local", "target_help"]
 _FLAVOR = "python_function"
-_IMAGES = "catdog-deployment"
 
 
 def target_help() -> str:
-    """What `mlflow deployments help -t catdog` prints."""
-    return f"""Deploys MLflow models that take a picture a row (any pyfunc) to the Docker engine that DOCKER_HOST or docker's
-current context names; the target is just `catdog`. `create` and `update` return when the new container has answered a
-picture; until then, and if it never does, what served before serves on. `run-local` runs a process here, until Ctrl-C.
+    """Text of `mlflow deployments help -t catdog`."""
+    return f"""Deploys MLflow models that take one image per row (any pyfunc) to the Docker daemon of DOCKER_HOST or of
+docker's current context; the target is just `catdog`. `create` and `update` return once the new container has passed a
+smoke test with one image; until then, and if it fails, the previous model serves on. `run-local` serves in a process here,
+until Ctrl-C.
 
 Options (-C name=value), with their defaults:
 
 {describe()}
 
-`update` keeps the options that it isn't given. `predict` and `explain` take a JSON file of records, such as
-[{{"image": "<base64 of a photo>"}}]; `explain` returns a heat map with each row, if the model makes them."""
+`update` keeps the options it is not given. `predict` and `explain` take a JSON file of records, such as
+[{{"image": "<base64 of an image>"}}]; `explain` adds a heatmap to each row, if the model makes them."""
 
 
 class CatDogDeploymentClient(BaseDeploymentClient):
-    """The verbs of `mlflow deployments`; get one by `mlflow.deployments.get_deploy_client("catdog")`."""
+    """The commands of `mlflow deployments`; get one by `mlflow.deployments.get_deploy_client("catdog")`."""
 
     def create_deployment(
         self,
@@ -56,30 +57,30 @@ class CatDogDeploymentClient(BaseDeploymentClient):
         config: Mapping[str, Any] | None = None,
         endpoint: str | None = None,
     ) -> dict[str, Any]:
-        """Deploy a model; returns when it has answered a picture, and leaves nothing if it doesn't.
+        """Deploy a model. Returns once it has passed its smoke test; leaves nothing if it fails.
 
         Args:
-            name: Letters, digits, - and _; not taken.
-            model_uri: Any that MLflow knows.
+            name: Up to 63 letters, digits, - and _; not taken.
+            model_uri: Any URI that MLflow reads.
             flavor: Only "python_function".
             config: Options, see `target_help`.
-            endpoint: Not used by this target.
+            endpoint: Not supported.
 
         Returns:
-            As `get_deployment`, and `answer`: what it said to the picture.
+            As `get_deployment`, and `prediction`: the model's response to the smoke test.
 
         Raises:
-            DeploymentError: And nothing was deployed.
+            DeploymentError: Nothing was deployed.
         """
         _check(name, endpoint)
-        options = Options().changed(config, "create")
-        with _changing() as engine, build.fetched(model_uri, flavor) as model, contextlib.ExitStack() as undo:
-            base = _base_image(engine, model, options)
-            door = containers.start_listener(engine, name, options, base)
-            undo.callback(_remove, engine, name)
-            answer = _replace(engine, name, model, options, base)
+        options = Options().updated(config, "create")
+        with _changing() as client, build.fetched(model_uri, flavor) as model, contextlib.ExitStack() as undo:
+            base = _base_image(client, model, options)
+            listener = containers.start_listener(client, name, options, base)
+            undo.callback(containers.remove_all, client, name)
+            prediction = _replace(client, name, model, options, base)
             undo.pop_all()
-            return _announced(engine, name, door, answer)
+            return _announced(client, name, listener, prediction)
 
     def update_deployment(
         self,
@@ -89,106 +90,109 @@ class CatDogDeploymentClient(BaseDeploymentClient):
         config: Mapping[str, Any] | None = None,
         endpoint: str | None = None,
     ) -> dict[str, Any]:
-        """Put another model, or the same with other options, behind the same address; no request is lost meanwhile.
+        """Serve another model, or the same with other options, at the same address, without losing a request.
 
         Args:
             name: Of the deployment.
-            model_uri: The new model; without it the URI that was given last is looked up again.
+            model_uri: The new model; if omitted, the last URI is resolved again.
             flavor: Only "python_function".
-            config: Options that change; see `target_help`.
-            endpoint: Not used by this target.
+            config: Options that change, see `target_help`.
+            endpoint: Not supported.
 
         Returns:
             As `create_deployment`.
 
         Raises:
-            DeploymentError: And what served before serves on.
+            DeploymentError: The previous model serves on.
         """
         _check(name, endpoint)
-        with _changing() as engine:
-            door = _door(engine, name)
-            containers.finish(engine, name)
-            labels = (containers.serving(engine, name) or door).labels
-            options = Options(**json.loads(labels[containers.OPTIONS])).changed(config, "update")
+        with _changing() as client:
+            listener = _listener(client, name)
+            recovery.recover(client, name)
+            labels = (recovery.serving(client, name) or listener).labels
+            stored, dropped = Options.from_json(labels[containers.OPTIONS])
+            for option in dropped:
+                log(f"{name} was deployed with option {option!r}, which this version does not have: using the defaults")
+            options = stored.updated(config, "update")
             uri = model_uri or labels.get(containers.MODEL_URI)
             if not uri:
-                raise InvalidOption(f"deployment {name!r} has no model: give one")
+                raise InvalidOption(f"deployment {name!r} has no model yet: give one with -m")
             with build.fetched(uri, flavor) as model:
-                answer = _replace(engine, name, model, options, _base_image(engine, model, options))
-            return _announced(engine, name, door, answer)
+                prediction = _replace(client, name, model, options, _base_image(client, model, options))
+            return _announced(client, name, listener, prediction)
 
     def delete_deployment(self, name: str, config: Mapping[str, Any] | None = None, endpoint: str | None = None) -> None:
-        """Remove a deployment's containers, volume and images; no matter if there is none.
+        """Remove a deployment's containers, volume and images; no error if there is none. Tags of your own stay.
 
         Args:
             name: Of the deployment.
-            config: Nothing can be set.
-            endpoint: Not used by this target.
+            config: No option is accepted.
+            endpoint: Not supported.
         """
         _check(name, endpoint)
         if config:
-            raise InvalidOption(f"delete takes no options, and was given {', '.join(config)}")
-        with connected() as engine:
-            _remove(engine, name)
+            raise InvalidOption(f"delete takes no options, but got {', '.join(config)}")
+        with connected() as client:
+            containers.remove_all(client, name)
 
     def list_deployments(self, endpoint: str | None = None) -> list[dict[str, Any]]:
-        """All deployments on this engine, each as `get_deployment` gives it."""
+        """All deployments of this Docker daemon by name, each as `get_deployment` describes it."""
         _check_endpoint(endpoint)
-        with connected() as engine:
-            doors = engine.containers.list(all=True, filters={"label": f"{containers.ROLE}=door"})
-            described = [_describe(engine, door.labels[containers.DEPLOYMENT], door) for door in doors]
+        with connected() as client:
+            listeners = client.containers.list(all=True, filters={"label": f"{containers.ROLE}=listener"})
+            described = [_describe(client, entry.labels[containers.DEPLOYMENT], entry) for entry in listeners]
         return sorted(described, key=lambda deployment: str(deployment["name"]))
 
     def get_deployment(self, name: str, endpoint: str | None = None) -> dict[str, Any]:
-        """What is known of a deployment.
+        """Describe a deployment.
 
         Args:
             name: Of the deployment.
-            endpoint: Not used by this target.
+            endpoint: Not supported.
 
         Returns:
-            name, flavor, status (the container's, as "running (healthy)"), address, model_uri (as asked for), model (which
-            version that was), since, image and options.
+            name, flavor, status (of the container, such as "running (healthy)"), address, model_uri (as given), model (the
+            version it resolved to), since, image and options.
 
         Raises:
-            DeploymentMissing: There is none of that name.
+            DeploymentMissing: There is no deployment of that name.
         """
         _check(name, endpoint)
-        with connected() as engine:
-            return _describe(engine, name, _door(engine, name))
+        with connected() as client:
+            return _describe(client, name, _listener(client, name))
 
     def predict(
         self, deployment_name: str | None = None, inputs: Any = None, endpoint: str | None = None
     ) -> PredictionsResponse:
-        """Ask a deployment.
+        """Get a deployment's predictions.
 
         Args:
             deployment_name: Its name.
-            inputs: A DataFrame with a picture a row (bytes or base64), or what makes one: records, or column → cells.
-            endpoint: Not used by this target.
+            inputs: A DataFrame with one image per row (bytes or base64), or what makes one: records, or column → cells.
+            endpoint: Not supported.
 
         Returns:
-            What `/invocations` answered, with `predictions`.
+            The response of `/invocations`, with `predictions`.
 
         Raises:
-            DeploymentError: It can't be reached, or refuses.
+            DeploymentError: The deployment cannot be reached, or refuses.
         """
         address, timeout_s = self._address(deployment_name, endpoint)
         return PredictionsResponse(rest.predict(address, inputs, timeout_s=timeout_s))
 
     def explain(self, deployment_name: str | None = None, df: Any = None, endpoint: str | None = None) -> pd.DataFrame:
-        """Ask a deployment for answers with heat maps.
+        """Get a deployment's predictions with heatmaps.
 
         Args:
             deployment_name: Its name.
-            df: As for `predict`.
-            endpoint: Not used by this target.
+            df: As `inputs` of `predict`.
+            endpoint: Not supported.
 
         Returns:
-            A row a picture; `heatmap` is a PNG in base64.
+            One row per image; `heatmap` is a PNG in base64.
 
         Raises:
-            DeploymentError: It can't be reached, refuses, or makes no heat maps.
+            DeploymentError: The deployment cannot be reached, refuses, or makes no heatmaps.
         """
         address, timeout_s = self._address(deployment_name, endpoint)
         return rest.explain(address, df, timeout_s=timeout_s)
@@ -200,81 +204,73 @@ class CatDogDeploymentClient(BaseDeploymentClient):
 
 def _check_endpoint(endpoint: str | None) -> None:
     if endpoint is not None:
-        raise InvalidOption("the target catdog has no endpoints: name a deployment")
+        raise InvalidOption(f"the target catdog has no endpoints, but got {endpoint!r}: name a deployment")
 
 
 def _check(name: str, endpoint: str | None) -> None:
     _check_endpoint(endpoint)
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]{0,62}", name):
-        raise InvalidOption(f"a deployment can't be called {name!r}: give up to 63 letters, digits, - and _")
+        raise InvalidOption(f"invalid deployment name {name!r}: use up to 63 letters, digits, - and _")
 
 
 @contextlib.contextmanager
 def _changing() -> Iterator[DockerClient]:
-    with sigterm_as_interrupt(), connected() as engine:
-        yield engine
+    with sigterm_as_interrupt(), connected() as client:
+        yield client
 
 
-def _door(engine: DockerClient, name: str) -> Container:
-    if door := containers.find(engine, containers.door_name(name)):
-        return door
-    raise DeploymentMissing(f"there is no deployment {name!r}: `mlflow deployments list -t catdog` tells which there are")
+def _listener(client: DockerClient, name: str) -> Container:
+    if listener := containers.find(client, containers.listener_name(name)):
+        return listener
+    raise DeploymentMissing(f"there is no deployment {name!r}: `mlflow deployments list -t catdog` shows all")
 
 
-def _base_image(engine: DockerClient, model: build.FetchedModel, options: Options) -> str:
-    base = options.base_image or f"python:{model.python()}-slim"
-    ensure_image(engine, base)
+def _base_image(client: DockerClient, model: build.FetchedModel, options: Options) -> str:
+    base = options.base_image or f"python:{model.python_version()}-slim"
+    ensure_image(client, base)
     return base
 
 
-def _replace(engine: DockerClient, name: str, model: build.FetchedModel, options: Options, base: str) -> Any:
-    """Build, start and ask a model; only when it has answered does it take the place of what is there."""
+def _replace(client: DockerClient, name: str, model: build.FetchedModel, options: Options, base: str) -> Any:
+    """Build, start and test a model; only once it has passed does it replace the previous one."""
     labels = {containers.MODEL_URI: model.uri, containers.MODEL: model.version}
-    tag = f"{_IMAGES}:{name}.new"
+    tag = containers.candidate_tag(name)
     with contextlib.ExitStack() as undo:
-        undo.callback(containers.untag, engine, tag)
-        built = build.build(engine, model, base, tag, {containers.DEPLOYMENT: name})
+        undo.callback(untag, client, tag)
+        image = build.build(client, model, base, tag, {containers.DEPLOYMENT: name})
         log(f"starting {model.version}")
-        candidate = containers.start_candidate(engine, name, built, options, labels)
-        undo.callback(containers.remove, candidate, timeout_s=5)  # it may be loading still
-        answer = containers.await_answer(candidate, options.ready_timeout_s)
+        candidate = containers.start_candidate(client, name, image, options, labels)
+        undo.callback(containers.remove, candidate, timeout_s=5)  # it may still be loading
+        prediction = containers.await_prediction(candidate, options.ready_timeout_s)
         undo.pop_all()
-    containers.settle(engine, name, candidate)
-    engine.images.get(built).tag(_IMAGES, name)
-    containers.untag(engine, tag)
-    containers.remove_images(engine, name, dangling=True)
-    return answer
+    recovery.commit(client, name, candidate)
+    client.images.get(image).tag(containers.image_tag(name))
+    untag(client, tag)
+    containers.remove_untagged_images(client, name)
+    return prediction
 
 
-def _announced(engine: DockerClient, name: str, door: Container, answer: Any) -> dict[str, Any]:
-    deployment = {**_describe(engine, name, door), "answer": answer}
-    log(f"{name}: {deployment['model']} answers at {deployment['address']}/invocations: {json.dumps(answer)}")
+def _announced(client: DockerClient, name: str, listener: Container, prediction: Any) -> dict[str, Any]:
+    deployment = {**_describe(client, name, listener), "prediction": prediction}
+    log(f"{name}: {deployment['model']} serves at {deployment['address']}/invocations; smoke test: {json.dumps(prediction)}")
     return deployment
 
 
-def _remove(engine: DockerClient, name: str) -> None:
-    # The door last: requests that are being answered pass through it.
-    for container in (containers.candidate_name(name), containers.model_name(name), containers.door_name(name)):
-        if found := containers.find(engine, container):
-            containers.remove(found)
-    containers.remove_volume(engine, name)
-    containers.remove_images(engine, name, dangling=False)
-
-
-def _describe(engine: DockerClient, name: str, door: Container) -> dict[str, Any]:
-    model = containers.serving(engine, name)
-    own = json.loads(door.labels[containers.OPTIONS])
-    host = host_of(engine) if own["host"] in ("127.0.0.1", "0.0.0.0") else own["host"]  # noqa: S104
+def _describe(client: DockerClient, name: str, listener: Container) -> dict[str, Any]:
+    model = recovery.serving(client, name)
+    bound, _ = Options.from_json(listener.labels[containers.OPTIONS])
+    options, _ = Options.from_json((model or listener).labels[containers.OPTIONS])
+    host = host_of(client) if bound.host in ("127.0.0.1", "0.0.0.0") else bound.host  # noqa: S104
     state: dict[str, Any] = model.attrs["State"] if model else {"Status": "no model"}
     health = state.get("Health", {}).get("Status")
     return {
         "name": name,
         "flavor": _FLAVOR,
         "status": f"{state['Status']} ({health})" if health else state["Status"],
-        "address": f"http://{host}:{own['port']}",
+        "address": f"http://{host}:{bound.port}",
         "model_uri": model.labels[containers.MODEL_URI] if model else None,
         "model": model.labels[containers.MODEL] if model else None,
         "since": state.get("StartedAt"),
         "image": model.attrs["Image"] if model else None,
-        "options": {**json.loads((model or door).labels[containers.OPTIONS]), "host": own["host"], "port": own["port"]},
+        "options": {**asdict(options), "host": bound.host, "port": bound.port},
     }

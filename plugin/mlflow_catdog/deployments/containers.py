@@ -1,27 +1,27 @@
-"""The containers of a deployment: the door, the model, and a model that has yet to show that it answers.
+"""The containers of a deployment: the listener, the model, and a candidate that has yet to pass its smoke test.
 
-Names and labels on the engine are the only state. A name can be taken once, so it is also the lock: of two that create or
-update the same deployment at once, the engine lets one go on.
+Names and labels of containers are the only state. A name can be taken once, so it is also the lock: of two commands that
+create or update the same deployment at once, Docker lets one continue.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
-import math
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-import pandas as pd
 import requests
 from docker.errors import APIError, NotFound
 
+from catdog_pyfunc import internals
+from mlflow_catdog.deployments.docker_client import untag
 from mlflow_catdog.deployments.errors import DeploymentError, DeploymentExists
 from mlflow_catdog.deployments.options import Options
 from mlflow_catdog.runtime import PORT
-from mlflow_catdog.runtime.healthcheck import WRONG_ANSWER
+from mlflow_catdog.runtime.healthcheck import SMOKE_TEST_FAILED
 
 if TYPE_CHECKING:
     from docker import DockerClient
@@ -30,120 +30,129 @@ if TYPE_CHECKING:
 DEPLOYMENT, ROLE, OPTIONS, MODEL_URI, MODEL = (
     f"catdog.{name}" for name in ("deployment", "role", "options", "model_uri", "model")
 )
-_DOOR = Path(__file__).parents[1] / "runtime" / "listener.py"
-_MEETING, _SOCKET = "/run/door", "/run/door/socket"
+RESTARTED: Any = {"Name": "unless-stopped"}  # docker's type hints know only two of the four policies
+_REPOSITORY = "catdog-deployment"
+_LISTENER = Path(__file__).parents[1] / "runtime" / "listener.py"
+_MOUNT, _SOCKET = "/run/listener", "/run/listener/socket"
 _LOG_LINES = 30
-_MARGIN_S = 60.0
-_NOBODY = "10001:10001"
-_LOCKED: Mapping[str, Any] = {
-    "user": _NOBODY,
+_LOCKED_DOWN: Mapping[str, Any] = {
+    "user": "10001:10001",
     "read_only": True,
     "cap_drop": ["ALL"],
     "security_opt": ["no-new-privileges"],
     "pids_limit": 1024,
 }
-_RESTARTED: Any = {"Name": "unless-stopped"}  # docker's type hints know only two of the four
 
 
-def door_name(name: str) -> str:
-    """Of the container that holds the port."""
-    return f"catdog-{name}.door"
+def listener_name(name: str) -> str:
+    """Name of the container that holds a deployment's port."""
+    return f"catdog-{name}.listener"
 
 
 def model_name(name: str) -> str:
-    """Of the container that answers."""
+    """Name of the container that serves, and of the volume with the listener's socket."""
     return f"catdog-{name}"
 
 
 def candidate_name(name: str) -> str:
-    """Of the container that isn't known to answer yet."""
+    """Name of the container that has yet to pass its smoke test."""
     return f"catdog-{name}.new"
 
 
-def find(engine: DockerClient, name: str) -> Container | None:
+def image_tag(name: str) -> str:
+    """Tag of the image that serves."""
+    return f"{_REPOSITORY}:{name}"
+
+
+def candidate_tag(name: str) -> str:
+    """Tag of an image while its container is a candidate."""
+    return f"{_REPOSITORY}:{name}.new"
+
+
+def find(client: DockerClient, name: str) -> Container | None:
     """A container by its name."""
     try:
-        return engine.containers.get(name)
+        return client.containers.get(name)
     except NotFound:
         return None
 
 
-def start_listener(engine: DockerClient, name: str, options: Options, image: str) -> Container:
-    """Take the port, and the name.
+def start_listener(client: DockerClient, name: str, options: Options, image: str) -> Container:
+    """Take the port, and the deployment's name.
 
     Args:
-        engine: Where.
+        client: Of the Docker daemon.
         name: The deployment's.
-        options: `host` and `port` are the door's.
-        image: One with Python.
+        options: Its `host` and `port` are the listener's.
+        image: Has Python.
 
     Returns:
-        The door, running.
+        The listener, running.
 
     Raises:
         DeploymentExists: The name is taken.
-        APIError: The port is taken, or the engine refuses otherwise; nothing is left.
+        APIError: The port is taken, or Docker refuses for another reason; nothing is left.
     """
-    labels = {DEPLOYMENT: name, ROLE: "door", OPTIONS: options.to_json()}
-    memory_disk = {"type": "tmpfs", "device": "tmpfs", "o": "size=64k,uid=10001,gid=10001,mode=0700"}
+    in_memory = {"type": "tmpfs", "device": "tmpfs", "o": "size=64k,uid=10001,gid=10001,mode=0700"}
+    volume = client.volumes.create(model_name(name), driver_opts=in_memory, labels={DEPLOYMENT: name}).name
     try:
-        door = engine.containers.create(
+        listener = client.containers.create(
             image,
-            ["python", "-c", _DOOR.read_text(), str(PORT), _SOCKET],
-            name=door_name(name),
-            labels=labels,
+            ["python", "-c", _LISTENER.read_text(), str(PORT), _SOCKET],
+            name=listener_name(name),
+            labels={DEPLOYMENT: name, ROLE: "listener", OPTIONS: options.to_json()},
             ports={f"{PORT}/tcp": (options.host, options.port)},
-            volumes={_volume(engine, name, memory_disk): {"bind": _MEETING, "mode": "rw"}},
-            restart_policy=_RESTARTED,
-            **_LOCKED,
+            volumes={str(volume): {"bind": _MOUNT, "mode": "rw"}},
+            restart_policy=RESTARTED,
+            **_LOCKED_DOWN,
         )
-    except APIError as refused:
-        if refused.status_code == 409:
+    except APIError as refusal:
+        if refusal.status_code == 409:
             raise DeploymentExists(
-                f"deployment {name!r} is there already: update or delete it, or take another name"
+                f"deployment {name!r} already exists: update or delete it, or choose another name"
             ) from None
-        remove_volume(engine, name)
+        remove_volume(client, name)
         raise
     try:
-        door.start()
+        listener.start()
     except BaseException:
-        remove(door)
-        remove_volume(engine, name)
+        remove(listener)
+        remove_volume(client, name)
         raise
-    return door
+    return listener
 
 
-def start_candidate(engine: DockerClient, name: str, image: str, options: Options, labels: Mapping[str, str]) -> Container:
-    """Start a model beside what serves now; it takes requests when its workers have answered a picture.
+def start_candidate(client: DockerClient, name: str, image: str, options: Options, labels: Mapping[str, str]) -> Container:
+    """Start a model beside the one that serves; it takes requests once its workers have passed the smoke test.
 
     Args:
-        engine: Where.
+        client: Of the Docker daemon.
         name: The deployment's.
         image: The model's.
-        options: All but the door's.
-        labels: What the model is.
+        options: All but the listener's.
+        labels: Which model it is.
 
     Returns:
         The container, running.
     """
     environment = {
-        "CATDOG_DOOR": _SOCKET,
-        "CATDOG_WORKERS": str(options.workers or math.ceil(options.cpus)),  # 0: one a core
+        "CATDOG_LISTENER": _SOCKET,
+        "CATDOG_WORKERS": str(options.workers),
         "CATDOG_MAX_BODY_MB": str(options.max_body_mb),
         "MLFLOW_SCORING_SERVER_REQUEST_TIMEOUT": str(options.request_timeout_s),
-        "SERVING_MODEL_CONFIG": options.model_config or "{}",
+        internals.SERVING_MODEL_CONFIG: options.model_config or "{}",
     }
-    candidate = engine.containers.create(
+    candidate = client.containers.create(
         image,
         name=candidate_name(name),
         labels={DEPLOYMENT: name, ROLE: "model", OPTIONS: options.to_json(), **labels},
         environment=environment,
         network_mode=options.network,
-        volumes={model_name(name): {"bind": _MEETING, "mode": "ro"}},
+        volumes={model_name(name): {"bind": _MOUNT, "mode": "ro"}},
         tmpfs={"/tmp": ""},  # noqa: S108  # the container's own
         mem_limit=options.memory or None,
         nano_cpus=int(options.cpus * 1e9),
-        **_LOCKED,
+        **_LOCKED_DOWN,
     )
     try:
         candidate.start()
@@ -153,118 +162,76 @@ def start_candidate(engine: DockerClient, name: str, image: str, options: Option
     return candidate
 
 
-def await_answer(candidate: Container, timeout_s: int) -> Any:
-    """Wait until a model has answered a picture.
+def await_prediction(candidate: Container, timeout_s: int) -> Any:
+    """Wait until a candidate has passed its smoke test.
 
     Args:
         candidate: Its container.
-        timeout_s: For how long.
+        timeout_s: How long to wait.
 
     Returns:
-        What it answered.
+        The prediction.
 
     Raises:
-        DeploymentError: It ended, took too long, or answered wrongly; the message ends with its last log lines.
+        DeploymentError: It exited, took too long, or failed the test; the message ends with its last log lines.
     """
     started = time.monotonic()
-    with contextlib.suppress(APIError):  # it ended before it could be asked
-        said = candidate.exec_run(["python", "-m", "runtime.healthcheck", "picture", str(timeout_s)], demux=True)
-        output, errors = ((part or b"").decode("utf-8", "replace") for part in cast(tuple[bytes, bytes], said.output))
-        if said.exit_code == 0:
+    with contextlib.suppress(APIError):  # it exited before the test could run
+        run = candidate.exec_run(["python", "-m", "runtime.healthcheck", "smoke-test", str(timeout_s)], demux=True)
+        output, errors = ((part or b"").decode("utf-8", "replace") for part in cast(tuple[bytes, bytes], run.output))
+        if run.exit_code == 0:
             return json.loads(output)
-        if said.exit_code == WRONG_ANSWER:
-            raise DeploymentError(f"{errors.strip()}\n{log_end(candidate)}")
+        if run.exit_code == SMOKE_TEST_FAILED:
+            raise DeploymentError(f"{errors.strip()}\n{_log_end(candidate)}")
     if time.monotonic() - started >= timeout_s:
-        raise DeploymentError(f"the model didn't answer a picture within {timeout_s} s\n{log_end(candidate)}")
-    raise DeploymentError(f"the model doesn't start: {_end(candidate)}\n{log_end(candidate)}")
-
-
-def settle(engine: DockerClient, name: str, candidate: Container) -> None:
-    """Let a model that answers take the place of the one that served so far; what is asked meanwhile is answered.
-
-    Cut off in the middle, it can be done again: a candidate with a restart policy has answered.
-    """
-    candidate.update(restart_policy=_RESTARTED)
-    if before := find(engine, model_name(name)):
-        remove(before)
-    candidate.rename(model_name(name))
-
-
-def serving(engine: DockerClient, name: str) -> Container | None:
-    """The newest container that has answered a picture; None if there is none."""
-    candidate = find(engine, candidate_name(name))
-    return candidate if candidate and _has_answered(candidate) else find(engine, model_name(name))
-
-
-def finish(engine: DockerClient, name: str) -> None:
-    """Bring to its end what an update began that was killed.
-
-    Raises:
-        DeploymentExists: It isn't clear that it was killed: somebody may be waiting for that model to answer.
-    """
-    candidate = find(engine, candidate_name(name))
-    if candidate is None:
-        return
-    if _has_answered(candidate):
-        settle(engine, name, candidate)
-        return
-    age_s = (pd.Timestamp(engine.info()["SystemTime"]) - pd.Timestamp(candidate.attrs["Created"])).total_seconds()
-    patience_s = json.loads(candidate.labels[OPTIONS])["ready_timeout_s"] + _MARGIN_S
-    if age_s < patience_s:
-        raise DeploymentExists(
-            f"deployment {name!r} is being changed since {age_s:.0f} s: wait for it; what was cut off counts as over after "
-            f"{patience_s:.0f} s, and `mlflow deployments delete` removes all at once"
-        )
-    remove(candidate)
+        raise DeploymentError(f"the model did not pass its smoke test within {timeout_s} s\n{_log_end(candidate)}")
+    raise DeploymentError(f"the model does not start: {_exit_reason(candidate)}\n{_log_end(candidate)}")
 
 
 def remove(container: Container, timeout_s: int = 30) -> None:
-    """Let a container finish its requests within `timeout_s`, and remove it; no matter if it has gone."""
+    """Stop a container, which has `timeout_s` to finish its requests, and remove it; no error if it is gone."""
     with contextlib.suppress(NotFound):
         container.stop(timeout=timeout_s)
         container.remove(force=True)
 
 
-def remove_volume(engine: DockerClient, name: str) -> None:
-    """Remove where a deployment's containers met."""
-    with contextlib.suppress(APIError):  # not there, or another's: it is in use
-        engine.volumes.get(model_name(name)).remove()
+def remove_volume(client: DockerClient, name: str) -> None:
+    """Remove the volume with the listener's socket."""
+    with contextlib.suppress(APIError):  # there is none, or another container uses it
+        client.volumes.get(model_name(name)).remove()
 
 
-def remove_images(engine: DockerClient, name: str, *, dangling: bool) -> None:
-    """Remove a deployment's images: those that have no name any more and that no container uses, or all."""
-    for image in engine.images.list(filters={"label": f"{DEPLOYMENT}={name}", **({"dangling": True} if dangling else {})}):
+def remove_untagged_images(client: DockerClient, name: str) -> None:
+    """Remove those images of a deployment that nobody has tagged and no container uses."""
+    for image in client.images.list(filters={"label": f"{DEPLOYMENT}={name}", "dangling": True}):
         with contextlib.suppress(APIError):  # a container uses it
-            engine.images.remove(str(image.id), force=not dangling)
+            client.images.remove(str(image.id))
 
 
-def untag(engine: DockerClient, tag: str) -> None:
-    """Take a name from an image, which goes if it was its last one and no container uses it."""
-    with contextlib.suppress(APIError):
-        engine.images.remove(tag)
+def remove_all(client: DockerClient, name: str) -> None:
+    """Remove a deployment's containers, volume and images; tags that users gave its images stay."""
+    # The listener last: responses in flight pass through its network.
+    for container in (candidate_name(name), model_name(name), listener_name(name)):
+        if found := find(client, container):
+            remove(found)
+    remove_volume(client, name)
+    untag(client, candidate_tag(name))
+    untag(client, image_tag(name))
+    remove_untagged_images(client, name)
 
 
-def log_end(container: Container) -> str:
-    """A container's last log lines."""
+def _log_end(container: Container) -> str:
     with contextlib.suppress(APIError):
         lines = bytes(container.logs(tail=_LOG_LINES)).decode("utf-8", "replace").strip()
         return f"its log ends:\n{lines}"
-    return "its log can't be had"
+    return "its log is not available"
 
 
-def _end(container: Container) -> str:
+def _exit_reason(container: Container) -> str:
     with contextlib.suppress(APIError, requests.RequestException):
         code = container.wait(timeout=5)["StatusCode"]
         container.reload()
         if container.attrs["State"]["OOMKilled"]:
-            return "it ran out of memory; give it more by -C memory=…"
-        return f"its container ended with exit code {code}"
-    return "its container can't be asked"
-
-
-def _has_answered(candidate: Container) -> bool:
-    return bool(candidate.attrs["HostConfig"]["RestartPolicy"]["Name"] == _RESTARTED["Name"])
-
-
-def _volume(engine: DockerClient, name: str, options: Mapping[str, str]) -> str:
-    return str(engine.volumes.create(model_name(name), driver_opts=dict(options), labels={DEPLOYMENT: name}).name)
+            return "it ran out of memory; raise the limit with -C memory=…"
+        return f"its container exited with code {code}"
+    return "its container does not respond"

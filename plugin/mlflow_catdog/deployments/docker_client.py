@@ -1,4 +1,4 @@
-"""The Docker engine that deployments live on, and what goes wrong with it."""
+"""The Docker client, and what the daemon's errors mean for a deployment."""
 
 from __future__ import annotations
 
@@ -14,65 +14,73 @@ from docker.errors import APIError, DockerException, ImageNotFound
 from catdog_pyfunc.pipeline.console import log
 from mlflow_catdog.deployments.errors import DeploymentError, DeploymentExists
 
-_SILENCE_S = 900  # how long the engine may say nothing: pip can take its time
+_TIMEOUT_S = 900  # for one response; pip may be silent for minutes
 
 
 @contextlib.contextmanager
 def connected() -> Iterator[DockerClient]:
-    """The engine that `DOCKER_HOST` or docker's current context names.
+    """Connect to the Docker daemon that `DOCKER_HOST` or docker's current context names.
 
     Yields:
-        A client of it. What the engine refuses within the context is raised as `DeploymentError`.
+        A client. API errors raised in the block become `DeploymentError`.
 
     Raises:
-        DeploymentError: No engine answers.
+        DeploymentError: No Docker daemon is reachable.
     """
     try:
-        client = _client()
+        client = _new_client()
         client.ping()
-    except DockerException as wrong:
-        raise DeploymentError(f"no Docker engine answers ({wrong}): start one, or name it by DOCKER_HOST") from None
+    except DockerException as failure:
+        raise DeploymentError(f"no Docker daemon is reachable ({failure}): start one, or set DOCKER_HOST") from None
     try:
         yield client
-    except APIError as refused:
-        raise _told(refused) from refused
+    except APIError as refusal:
+        raise _translated(refusal) from refusal
     finally:
         client.close()
 
 
-def _client() -> DockerClient:
+def _new_client() -> DockerClient:
     context = docker.ContextAPI.get_current_context()
     if "DOCKER_HOST" in os.environ or context is None or context.name == "default":
-        return docker.from_env(timeout=_SILENCE_S)
-    return DockerClient(base_url=context.Host, tls=context.TLSConfig or False, timeout=_SILENCE_S)
+        return docker.from_env(timeout=_TIMEOUT_S)
+    return DockerClient(base_url=context.Host, tls=context.TLSConfig or False, timeout=_TIMEOUT_S)
 
 
-def _told(refused: APIError) -> DeploymentError:
-    said = str(refused.explanation or refused)
-    if refused.status_code == 409 and "already in use" in said:
-        return DeploymentExists("somebody else is changing this deployment right now, and was faster: look, and try again")
-    if "port is already allocated" in said or "address already in use" in said:
-        return DeploymentError(f"the port is taken: {said}; give another by -C port=…")
-    return DeploymentError(f"the Docker engine refused: {said}")
+def _translated(refusal: APIError) -> DeploymentError:
+    reason = str(refusal.explanation or refusal)
+    if refusal.status_code == 409 and "already in use" in reason:
+        return DeploymentExists("another command is changing this deployment: wait until it has finished, then try again")
+    if "port is already allocated" in reason or "address already in use" in reason:
+        return DeploymentError(f"the port is taken: {reason}; choose another with -C port=…")
+    return DeploymentError(f"Docker refused: {reason}")
 
 
-def host_of(engine: DockerClient) -> str:
-    """The machine that published ports are on; 127.0.0.1 for this one, and through ssh, where a tunnel must lead there."""
-    host = urlparse(engine.api.base_url).hostname
+def host_of(client: DockerClient) -> str:
+    """The host that published ports are on: 127.0.0.1 for a local daemon, and for ssh, where the user needs a tunnel."""
+    host = urlparse(client.api.base_url).hostname
     return host if host and host not in ("localhost", "localunixsocket", "localnpipe", "ssh") else "127.0.0.1"
 
 
-def ensure_image(engine: DockerClient, name: str) -> None:
+def ensure_image(client: DockerClient, name: str) -> None:
     """Pull an image unless it is there.
 
     Raises:
-        DeploymentError: It can't be had.
+        DeploymentError: It cannot be pulled.
     """
     try:
-        engine.images.get(name)
+        client.images.get(name)
     except ImageNotFound:
         log(f"pulling {name}")
         try:
-            engine.images.pull(name)
-        except APIError as refused:
-            raise DeploymentError(f"image {name} can't be had: {refused.explanation}; give one by -C base_image=…") from None
+            client.images.pull(name)
+        except APIError as refusal:
+            raise DeploymentError(
+                f"cannot pull image {name}: {refusal.explanation}; choose another with -C base_image=…"
+            ) from None
+
+
+def untag(client: DockerClient, tag: str) -> None:
+    """Remove a tag; the image goes with its last tag, unless a container uses it."""
+    with contextlib.suppress(APIError):
+        client.images.remove(tag)

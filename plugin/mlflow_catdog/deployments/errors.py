@@ -1,4 +1,4 @@
-"""What the deployment target raises: MLflow exceptions, which `mlflow deployments` prints without a traceback."""
+"""Errors of the deployment target: MLflow exceptions, which `mlflow deployments` prints without a traceback."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from catdog_pyfunc.errors import CatDogError
 
 
 class DeploymentError(CatDogError, MlflowException, ClickException):  # type: ignore[misc]  # both have `message`
-    """A deployment can't be made, changed, found or asked; what was deployed before is as it was.
+    """A deployment cannot be created, changed, found or reached; whatever was deployed before is unchanged.
 
-    Subclasses carry MLflow's `error_code`.
+    Each subclass sets MLflow's `error_code`.
     """
 
     code = ErrorCode.Name(TEMPORARILY_UNAVAILABLE)
@@ -28,7 +28,7 @@ class DeploymentError(CatDogError, MlflowException, ClickException):  # type: ig
 
 
 class InvalidOption(DeploymentError, ValueError):  # type: ignore[misc]
-    """A name, an option or an input can't be used."""
+    """A name, an option or an input cannot be used."""
 
     code = ErrorCode.Name(INVALID_PARAMETER_VALUE)
 
@@ -40,6 +40,6 @@ class DeploymentMissing(DeploymentError):
 
 
 class DeploymentExists(DeploymentError):
-    """The name is taken, or somebody else is changing it."""
+    """The name is taken, or another command is changing that deployment."""
 
     code = ErrorCode.Name(RESOURCE_ALREADY_EXISTS)

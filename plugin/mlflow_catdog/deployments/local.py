@@ -1,4 +1,4 @@
-"""`mlflow deployments run-local -t catdog`: MLflow's own server in a process here, announced when it answers pictures."""
+"""`mlflow deployments run-local -t catdog`: MLflow's server in a process here, announced once it passes the smoke test."""
 
 from __future__ import annotations
 
@@ -15,47 +15,51 @@ from typing import Any
 
 import requests
 
+from catdog_pyfunc import internals
 from catdog_pyfunc.cpu import available_cores
 from catdog_pyfunc.pipeline.console import log
 from catdog_pyfunc.pipeline.processes import sigterm_as_interrupt
 from mlflow_catdog.deployments import build, rest
 from mlflow_catdog.deployments.errors import DeploymentError
 from mlflow_catdog.deployments.options import Options
-from mlflow_catdog.deployments.smoke_request import request_for
-from mlflow_catdog.runtime.smoke_test import WrongAnswer, check
+from mlflow_catdog.deployments.smoke_request import smoke_request
+from mlflow_catdog.runtime.smoke_test import SmokeTestFailed, check
 
-_STOP_TIMEOUT_S = 30
+_STOP_TIMEOUT_S = 30.0  # for requests in flight
+_STOP_UNREADY_S = 3.0  # there are none before the smoke test
 
 
 def run_local(name: str, model_uri: str, flavor: str | None = None, config: Mapping[str, Any] | None = None) -> None:
-    """Serve a model in a process here, in the environment as it stands, until Ctrl-C or SIGTERM.
+    """Serve a model in a process here, in the current environment, until Ctrl-C or SIGTERM.
 
     Args:
-        name: What to call it in messages.
-        model_uri: Any that MLflow knows.
+        name: Of the model, in messages.
+        model_uri: Any URI that MLflow reads.
         flavor: Only "python_function".
         config: Options, see `mlflow deployments help -t catdog`.
 
     Raises:
-        DeploymentError: The port is taken, it ended, or didn't answer a picture in time; no process is left.
+        DeploymentError: The port is taken, the server exited, or it did not pass the smoke test in time; no process is left.
     """
-    options = Options().changed(config, "run-local")
+    options = Options().updated(config, "run-local")
     address = f"http://{options.host}:{options.port}"
     _check_port(options)
     with contextlib.suppress(KeyboardInterrupt), sigterm_as_interrupt(), build.fetched(model_uri, flavor) as model:
         with _server(str(model.folder), options) as server:
-            answer = _await_answer(server, address, request_for(model.folder), options.ready_timeout_s)
-            log(f"{name}: {model.version} answers at {address}/invocations: {json.dumps(answer)}")
+            prediction = _await_prediction(server, address, smoke_request(model.folder), options.ready_timeout_s)
+            log(f"{name}: {model.version} serves at {address}/invocations; smoke test: {json.dumps(prediction)}")
             code = server.wait()
-        raise DeploymentError(f"{name} ended with exit code {code}; its log stands above")
+        raise DeploymentError(f"{name} exited with code {code}; its log is above")
 
 
 def _check_port(options: Options) -> None:
-    """So that no stranger who listens there already answers for this model."""
+    """Fail if another server would answer the smoke test in this one's place."""
     try:
         socket.create_server((options.host, options.port)).close()
-    except OSError as wrong:
-        raise DeploymentError(f"{options.host}:{options.port} can't be had ({wrong}): give another by -C port=…") from None
+    except OSError as failure:
+        raise DeploymentError(
+            f"cannot listen on {options.host}:{options.port} ({failure}): choose another with -C port=…"
+        ) from None
 
 
 @contextlib.contextmanager
@@ -63,32 +67,50 @@ def _server(folder: str, options: Options) -> Iterator[subprocess.Popen[bytes]]:
     words = [sys.executable, "-m", "mlflow", "models", "serve", "-m", folder, "--env-manager", "local"]
     words += ["-h", options.host, "-p", str(options.port), "-t", str(options.request_timeout_s)]
     words += ["-w", str(options.workers or available_cores())]
-    settings = {"SERVING_MODEL_CONFIG": options.model_config} if options.model_config else {}
-    server = subprocess.Popen(words, env={**os.environ, **settings}, start_new_session=True)
+    config = {internals.SERVING_MODEL_CONFIG: options.model_config} if options.model_config else {}
+    server = subprocess.Popen(words, env={**os.environ, **config}, start_new_session=True)
+    stop_timeout_s = _STOP_TIMEOUT_S
     try:
         yield server
+    except DeploymentError:  # it did not pass the smoke test
+        stop_timeout_s = _STOP_UNREADY_S
+        raise
     finally:
-        _stop(server)
+        _stop(server, stop_timeout_s)
 
 
-def _await_answer(server: subprocess.Popen[bytes], address: str, question: Mapping[str, Any], timeout_s: int) -> Any:
-    deadline = time.monotonic() + timeout_s
-    while server.poll() is None and time.monotonic() < deadline:
-        with contextlib.suppress(requests.ConnectionError):
-            said = rest.post(address, question, deadline - time.monotonic())
+def _await_prediction(
+    server: subprocess.Popen[bytes], address: str, request: Mapping[str, Any], ready_timeout_s: int
+) -> Any:
+    deadline = time.monotonic() + ready_timeout_s
+    while server.poll() is None and (left_s := deadline - time.monotonic()) > 0:
+        with contextlib.suppress(requests.ConnectionError, requests.Timeout):
+            response = rest.post(address, request, left_s)
             try:
-                return check(said.status_code, said.content)
-            except WrongAnswer as wrong:
-                raise DeploymentError(f"{wrong}: it isn't served") from None
+                return check(response.status_code, response.content)
+            except SmokeTestFailed as failure:
+                raise DeploymentError(f"{failure}: it is not served") from None
         time.sleep(0.2)
-    said_of = f"ended with {server.returncode}" if server.poll() is not None else f"took longer than {timeout_s} s"
-    raise DeploymentError(f"the server {said_of} before it answered a picture; its log stands above")
+    end = f"exited with code {server.returncode}" if server.poll() is not None else f"took longer than {ready_timeout_s} s"
+    raise DeploymentError(f"the server {end} before it passed the smoke test; its log is above")
 
 
-def _stop(server: subprocess.Popen[bytes]) -> None:
-    for number in (signal.SIGTERM, signal.SIGKILL):
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(server.pid, number)  # its workers, too
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            server.wait(_STOP_TIMEOUT_S)
-            return
+def _stop(server: subprocess.Popen[bytes], timeout_s: float) -> None:
+    """End the server's whole process group: when a prediction hangs, workers outlive their parent."""
+    deadline = time.monotonic() + timeout_s
+    try:
+        _signal(server, signal.SIGTERM)
+        while time.monotonic() < deadline and _signal(server, 0):
+            server.poll()  # a process that nobody has waited for still counts
+            time.sleep(0.05)
+    finally:
+        _signal(server, signal.SIGKILL)
+        server.wait()
+
+
+def _signal(server: subprocess.Popen[bytes], number: int) -> bool:
+    """Send a signal to the process group; False if it is gone. Signal 0 only asks."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(server.pid, number)
+        return True
+    return False

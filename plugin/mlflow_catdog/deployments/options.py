@@ -1,4 +1,4 @@
-"""The `-C` options of the deployment target: what there is, what it means, and what is wrong with a value."""
+"""The `-C` options of the deployment target: names, meanings, defaults and validation."""
 
 from __future__ import annotations
 
@@ -7,82 +7,114 @@ import json
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
+from enum import Enum
 from typing import Any
 
 from mlflow_catdog.deployments.errors import InvalidOption
 
-EVERYWHERE, CONTAINER, ONCE = "everywhere", "create and update", "create and run-local"
+
+class Scope(Enum):
+    """The commands that take an option."""
+
+    ANY = ("create", "update", "run-local")
+    CONTAINER = ("create", "update")
+    CREATE_ONLY = ("create", "run-local")  # cannot be changed later
+
+    def __str__(self) -> str:
+        """The commands, for a message."""
+        return f"{', '.join(self.value[:-1])} and {self.value[-1]}"
 
 
-def _option(default: Any, meaning: str, where: str = EVERYWHERE) -> Any:
-    return field(default=default, metadata={"meaning": meaning, "where": where})
+def _option(default: Any, meaning: str, scope: Scope = Scope.ANY) -> Any:
+    return field(default=default, metadata={"meaning": meaning, "scope": scope})
 
 
 @dataclass(frozen=True)
 class Options:
-    """How a model is deployed. Read from strings (`-C name=value`) or from what a Python program gives."""
+    """How a model is deployed; `mlflow deployments help -t catdog` lists every option."""
 
-    host: str = _option("127.0.0.1", "address that the port is bound to; 0.0.0.0 lets other machines in", ONCE)
-    port: int = _option(5001, "port on this machine", ONCE)
-    workers: int = _option(0, "processes, each with the model in memory; 0: one a core")
-    model_config: str = _option("", 'JSON object that the model gets, as {"threads": 1}')
-    request_timeout_s: int = _option(60, "seconds that a request may take (504)")
-    ready_timeout_s: int = _option(120, "seconds until the model must have answered a picture")
-    max_body_mb: float = _option(100.0, "MiB that a request may have (413)", CONTAINER)
-    memory: str = _option("", "limit of the container, as 1g; empty: none", CONTAINER)
-    cpus: float = _option(0.0, "cores that the container may use; 0: all", CONTAINER)
-    network: str = _option("none", "Docker network of the model; requests reach it without one", CONTAINER)
-    base_image: str = _option("", "image to build on; empty: python:X.Y.Z-slim of the model's Python", CONTAINER)
+    host: str = _option("127.0.0.1", "address to bind the port to; 0.0.0.0 lets other machines connect", Scope.CREATE_ONLY)
+    port: int = _option(5001, "port on this machine", Scope.CREATE_ONLY)
+    workers: int = _option(0, "processes, each with its own copy of the model; 0: one per core")
+    model_config: str = _option("", 'JSON object passed to the model, such as {"threads": 1}')
+    request_timeout_s: int = _option(60, "seconds a request may take (then 504)")
+    ready_timeout_s: int = _option(120, "seconds the model has to start and pass the smoke test")
+    max_body_mb: float = _option(100.0, "MiB a request body may have (then 413)", Scope.CONTAINER)
+    memory: str = _option("", "memory limit of the container, such as 1g; empty: none", Scope.CONTAINER)
+    cpus: float = _option(0.0, "cores the container may use; 0: all", Scope.CONTAINER)
+    network: str = _option("none", "Docker network of the model; requests reach it without one", Scope.CONTAINER)
+    base_image: str = _option("", "image to build on; empty: python:X.Y.Z-slim of the model's Python", Scope.CONTAINER)
 
-    def changed(self, given: Mapping[str, Any] | None, verb: str) -> Options:
-        """These options with others put in.
+    def updated(self, given: Mapping[str, Any] | None, verb: str) -> Options:
+        """Replace some options.
 
         Args:
-            given: Name → value, as text or already of the option's type.
+            given: Name → value, as text (`-C name=value`) or already of the option's type.
             verb: "create", "update" or "run-local".
 
         Returns:
             The new options.
 
         Raises:
-            InvalidOption: A name is unknown or not for that verb, or a value can't be used.
+            InvalidOption: A name is unknown or not for that verb, or a value cannot be used.
         """
         known = {entry.name: entry for entry in fields(self)}
         values = {}
         for name, value in (given or {}).items():
             if name not in known:
                 near = difflib.get_close_matches(name, known, 1)
-                hint = f"did you mean {near[0]!r}?" if near else f"give one of {', '.join(known)}"
-                raise InvalidOption(f"unknown option {name!r}: {hint} (`mlflow deployments help -t catdog` tells of each)")
-            where = known[name].metadata["where"]
-            if (where is ONCE and verb == "update") or (where is CONTAINER and verb == "run-local"):
-                raise InvalidOption(f"option {name!r} is for {where}, not for {verb}")
+                hint = f"did you mean {near[0]!r}?" if near else f"choose from {', '.join(known)}"
+                raise InvalidOption(f"unknown option {name!r}: {hint} (`mlflow deployments help -t catdog` describes them)")
+            scope: Scope = known[name].metadata["scope"]
+            if verb not in scope.value:
+                raise InvalidOption(f"option {name!r} is for {scope}, not for {verb}")
             values[name] = _read(name, value)
         return replace(self, **values)
 
     def to_json(self) -> str:
-        """For a label."""
+        """Serialize for a container's label."""
         return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> tuple[Options, list[str]]:
+        """Read options that any version stored.
+
+        Args:
+            text: What `to_json` returned.
+
+        Returns:
+            The options, and the names of those that this version does not have or cannot read; they get their defaults.
+        """
+        known = {entry.name for entry in fields(cls)}
+        values, dropped = {}, []
+        for name, value in json.loads(text).items():
+            try:
+                if name not in known:
+                    raise InvalidOption(f"unknown option {name!r}")
+                values[name] = _read(name, value)
+            except InvalidOption:
+                dropped.append(name)
+        return cls(**values), dropped
 
 
 def describe() -> str:
-    """The options as text, a line each."""
+    """Render the options as text, one line each."""
     rows = [(entry.name, str(entry.default) or "-", entry.metadata) for entry in fields(Options)]
-    return "\n".join(f"  {name:18} {default:10} {about['meaning']} [{about['where']}]" for name, default, about in rows)
+    return "\n".join(f"  {name:18} {default:10} {about['meaning']} [{about['scope']}]" for name, default, about in rows)
 
 
 def _read(name: str, value: Any) -> Any:
     try:
-        return _TYPES.get(name, str)(value)
-    except (TypeError, ValueError) as wrong:
-        raise InvalidOption(f"option {name}={value!r} can't be used: {wrong}") from None
+        return _READERS.get(name, str)(value)
+    except (TypeError, ValueError) as failure:
+        raise InvalidOption(f"option {name}={value!r} cannot be used: {failure}") from None
 
 
-def _whole(least: int, most: int) -> Callable[[Any], int]:
+def _integer(least: int, most: int) -> Callable[[Any], int]:
     def read(value: Any) -> int:
         number = int(value) if not isinstance(value, (bool, float)) else -1
         if not least <= number <= most:
-            raise ValueError(f"give a whole number from {least} to {most}")
+            raise ValueError(f"expected an integer from {least} to {most}")
         return number
 
     return read
@@ -92,31 +124,31 @@ def _number(least: float) -> Callable[[Any], float]:
     def read(value: Any) -> float:
         number = float(value)
         if not least <= number < float("inf"):
-            raise ValueError(f"give a number of at least {least:g}")
+            raise ValueError(f"expected a number of at least {least:g}")
         return number
 
     return read
 
 
-def _object(value: Any) -> str:
-    read = json.loads(value or "{}") if isinstance(value, str) else value
-    if not isinstance(read, Mapping):
-        raise ValueError('give a JSON object, as {"threads": 1}')
-    return json.dumps(dict(read)) if read else ""
+def _json_object(value: Any) -> str:
+    content = json.loads(value or "{}") if isinstance(value, str) else value
+    if not isinstance(content, Mapping):
+        raise ValueError('expected a JSON object, such as {"threads": 1}')
+    return json.dumps(dict(content)) if content else ""
 
 
 def _memory(value: Any) -> str:
     if not re.fullmatch(r"(\d+[bkmg]?)?", str(value), re.IGNORECASE):
-        raise ValueError("give bytes or a number with k, m or g, as 1g")
+        raise ValueError("expected bytes, or a number with k, m or g, such as 1g")
     return str(value)
 
 
-_TYPES: Mapping[str, Callable[[Any], Any]] = {
-    "port": _whole(1, 65535),
-    "workers": _whole(0, 1024),
-    "model_config": _object,
-    "request_timeout_s": _whole(1, 86400),
-    "ready_timeout_s": _whole(1, 86400),
+_READERS: Mapping[str, Callable[[Any], Any]] = {
+    "port": _integer(1, 65535),
+    "workers": _integer(0, 1024),
+    "model_config": _json_object,
+    "request_timeout_s": _integer(1, 86400),
+    "ready_timeout_s": _integer(1, 86400),
     "max_body_mb": _number(0.001),
     "memory": _memory,
     "cpus": _number(0),

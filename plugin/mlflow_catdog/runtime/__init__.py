@@ -1,7 +1,11 @@
-"""What runs in the containers of a deployment: these files travel in every image and import nothing of this project.
+"""Everything that runs in a deployment's containers: copied into every image, so it imports nothing of this project.
 
-`door` holds the port; `serve` starts the workers; `worker` is one of them, around `application`; `probe` is the question
-that a worker answers before it takes requests; `ask` puts it from outside, and is the image's HEALTHCHECK.
+`listener` holds the port. `supervisor` starts the workers; each `worker` runs an `app` around one copy of the model.
+`smoke_test` checks the prediction that a worker must make before it takes requests. `healthcheck` asks the workers from
+outside and is the image's HEALTHCHECK. `internals` holds the undocumented names of MLflow and uvicorn. In an image there is
+also `cpu`, copied from `catdog_pyfunc` by `deployments.build`.
 """
 
-PORT = 8080  # in the containers
+PORT = 8080  # inside the containers
+MODEL = "model"  # folder of the model, in the image's working folder
+STARTUP_FAILED = 3  # exit code of a worker whose model failed to load or failed its smoke test

@@ -1,50 +1,61 @@
-"""MLflow's scoring server as a worker runs it: it answers a picture before it takes requests, and bodies have a limit."""
+"""MLflow's scoring server as a worker runs it: it passes a smoke test before it takes requests, and limits their bodies."""
 
 from __future__ import annotations
 
+import json
 import traceback
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
-from . import smoke_test
+from . import internals, smoke_test
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Message, Receive, Send], Awaitable[None]]
 
+_MIB = 1024**2
+
 
 class ScoringApp:
-    """An ASGI application that loads the model when it starts, and tells clients to go when it is `leaving`.
+    """An ASGI application that loads the model on startup.
 
     Attributes:
-        leaving: Each answer closes its connection, so that no client sends a request into one that is about to end.
+        draining: Set it, and each response closes its connection: no client sends another request into one that is about
+            to end.
     """
 
-    def __init__(self, max_body_bytes: int, ready: Callable[[], None]) -> None:
-        """Nothing is loaded yet.
+    def __init__(self, model: str, max_body_mb: float, ready: Callable[[], None]) -> None:
+        """Load nothing yet.
 
         Args:
-            max_body_bytes: Larger bodies are answered with 413.
-            ready: Called once the model has answered a picture; requests are taken when it returns.
+            model: Its folder.
+            max_body_mb: Larger bodies, in MiB, get a 413.
+            ready: Called once the model has passed its smoke test; requests are taken when it returns.
         """
-        self.leaving = False
-        self._max_body_bytes, self._ready = max_body_bytes, ready
+        self.draining = False
+        self._model, self._max_body_mb, self._ready = model, max_body_mb, ready
         self._app: App
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
-        """ASGI."""
+        """Handle one request, or the server's lifespan."""
         if scope["type"] == "lifespan":
-            await self._live(receive, send)
-        else:
-            await self._app(scope, receive, self._last(send) if self.leaving else send)
+            await self._lifespan(receive, send)
+            return
 
-    async def _live(self, receive: Receive, send: Send) -> None:
+        async def closing_send(message: Message) -> None:
+            if self.draining and message["type"] == "http.response.start":
+                message["headers"] = [*message.get("headers", ()), (b"connection", b"close")]
+            await send(message)
+
+        await self._app(scope, receive, closing_send)
+
+    async def _lifespan(self, receive: Receive, send: Send) -> None:
         await receive()  # lifespan.startup
         try:
             await self._start()
         except BaseException as failure:
-            if not isinstance(failure, smoke_test.WrongAnswer):
+            if not isinstance(failure, smoke_test.SmokeTestFailed):
                 traceback.print_exc()
             await send({"type": "lifespan.startup.failed", "message": f"{type(failure).__name__}: {failure}"})
             return
@@ -53,36 +64,65 @@ class ScoringApp:
         await send({"type": "lifespan.shutdown.complete"})
 
     async def _start(self) -> None:
-        from mlflow.pyfunc.scoring_server.app import app  # this loads the model
-        from starlette.middleware.body_limit import RequestBodyLimitMiddleware
-
-        self._app = RequestBodyLimitMiddleware(app, self._max_body_bytes)
+        self._app = limit_body(internals.scoring_app(self._model), self._max_body_mb)
         smoke_test.check(*await _post(self._app, "/invocations", smoke_test.REQUEST.read_bytes()))
         self._ready()
 
-    def _last(self, send: Send) -> Send:
-        async def closing(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                message["headers"] = [*message.get("headers", ()), (b"connection", b"close")]
-            await send(message)
 
-        return closing
+def limit_body(app: App, max_body_mb: float) -> App:
+    """Wrap an ASGI application: larger bodies, in MiB, get a 413, before anything is read if their length is declared."""
+    limit = int(max_body_mb * _MIB)
+    refusal = {"error_code": "BAD_REQUEST", "message": f"the request body is larger than {max_body_mb:g} MiB"}
+
+    async def limited(scope: Message, receive: Receive, send: Send) -> None:
+        size = next((int(value) for name, value in scope["headers"] if name == b"content-length"), 0)
+        if size > limit:
+            await _respond(send, 413, refusal)
+            return
+        size = 0
+
+        async def counting_receive() -> Message:
+            nonlocal size
+            message = await receive()
+            size += len(message.get("body", b""))
+            return message if size <= limit else {"type": "http.disconnect"}
+
+        async def unless_refused(message: Message) -> None:
+            if size <= limit:
+                await send(message)
+
+        try:
+            await app(scope, counting_receive, unless_refused)
+        except Exception:
+            if size <= limit:
+                raise
+        if size > limit:
+            await _respond(send, 413, refusal)
+
+    return limited
+
+
+async def _respond(send: Send, status: int, content: object) -> None:
+    body = json.dumps(content).encode()
+    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
 
 
 async def _post(app: App, path: str, body: bytes) -> tuple[int, bytes]:
-    """A JSON request, put to an application without a network: status and body of the answer."""
-    told: list[Message] = []
+    """Send a JSON request to an application without a network; status and body of the response."""
+    sent: list[Message] = []
     bodies = iter([{"type": "http.request", "body": body, "more_body": False}])
 
     async def receive() -> Message:
         return next(bodies, {"type": "http.disconnect"})
 
     async def send(message: Message) -> None:
-        told.append(message)
+        sent.append(message)
 
     headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
     scope = {"type": "http", "asgi": {"version": "3.0"}, "http_version": "1.1", "method": "POST", "scheme": "http"}
     scope |= {"path": path, "raw_path": path.encode(), "query_string": b"", "root_path": "", "headers": headers}  # type: ignore[dict-item]
     await app(scope, receive, send)
-    answer = b"".join(message.get("body", b"") for message in told)
-    return next(message["status"] for message in told if message["type"] == "http.response.start"), answer
+    response = b"".join(message.get("body", b"") for message in sent)
+    return next(message["status"] for message in sent if message["type"] == "http.response.start"), response

@@ -1,4 +1,4 @@
-"""`python -m runtime.healthcheck picture SECONDS`: put the picture to this container's workers; `ping SECONDS`: do they live?"""
+"""Checks this container's workers: `python -m runtime.healthcheck ping SECONDS`, or `… smoke-test SECONDS`."""
 
 from __future__ import annotations
 
@@ -9,31 +9,32 @@ import time
 
 from . import PORT, smoke_test
 
-WRONG_ANSWER = 2
+SMOKE_TEST_FAILED = 2
 
 
-def main(what: str, timeout_s: float) -> int:
-    """Ask once; workers that are still loading take the question when they are ready.
+def main(check: str, timeout_s: float, port: int = PORT) -> int:
+    """Send one request; workers that are still loading answer it when they are ready.
 
     Args:
-        what: "picture" or "ping".
+        check: "ping", or "smoke-test", which prints the prediction as JSON.
         timeout_s: How long to wait.
+        port: Of the workers, on 127.0.0.1.
 
     Returns:
-        Exit code: 0 for a good answer, `ANSWERED_WRONGLY`, or 1 for none.
+        Exit code: 0 if all is well, `SMOKE_TEST_FAILED`, or 1 if there was no response.
     """
-    connection = http.client.HTTPConnection("127.0.0.1", PORT, timeout=timeout_s)
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=timeout_s)
     _connect(connection, time.monotonic() + timeout_s)
-    if what == "ping":
+    if check == "ping":
         connection.request("GET", "/ping")
         return 0 if connection.getresponse().status == 200 else 1
     connection.request("POST", "/invocations", smoke_test.REQUEST.read_bytes(), {"Content-Type": "application/json"})
     response = connection.getresponse()
     try:
         print(json.dumps(smoke_test.check(response.status, response.read())))
-    except smoke_test.WrongAnswer as wrong:
-        print(wrong, file=sys.stderr)
-        return WRONG_ANSWER
+    except smoke_test.SmokeTestFailed as failure:
+        print(failure, file=sys.stderr)
+        return SMOKE_TEST_FAILED
     return 0
 
 
@@ -41,7 +42,7 @@ def _connect(connection: http.client.HTTPConnection, deadline: float) -> None:
     while True:
         try:
             return connection.connect()
-        except ConnectionRefusedError:  # so early that nothing listens yet
+        except ConnectionRefusedError:  # the supervisor does not listen yet
             if time.monotonic() > deadline:
                 raise
             time.sleep(0.1)

@@ -1,8 +1,8 @@
-"""The door: holds a deployment's port, and hands the listening socket to every model container that asks for it.
+"""Holds a deployment's port, and hands the listening socket to each model container that connects.
 
-A published port belongs to one container and goes with it, so that replacing the container would refuse requests for
-seconds. Here it belongs to the door, which no update touches: old and new container take requests from the same queue of the
-kernel, none is lost in between, and nothing stands in their way. Nor does a model container need a network of its own.
+A published port belongs to one container: replacing that container would refuse requests for seconds. So the port belongs to
+the listener, which no update touches. The old and the new model container accept connections from the same kernel queue: no
+request is lost between them, and there is no proxy hop. A model container needs no network of its own either.
 
 Run as `python -c <this file> PORT SOCKET`: standard library only.
 """
@@ -16,37 +16,37 @@ import socket
 import sys
 from pathlib import Path
 
-_QUEUE = 1024  # requests that wait while no model container is there
+_BACKLOG = 1024  # connections that wait while no model container runs
 
 
-def main(port: int, meeting: Path) -> None:
-    """Listen, hand out, until SIGTERM.
+def main(port: int, path: Path) -> None:
+    """Listen until SIGTERM.
 
     Args:
-        port: To take requests from.
-        meeting: The socket at which model containers ask for it.
+        port: TCP port of the deployment.
+        path: Unix socket that model containers connect to.
     """
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # process 1 of a container has no default for it
-    listener = socket.create_server(("0.0.0.0", port), backlog=_QUEUE)  # noqa: S104  # in the container's own network
-    meeting.unlink(missing_ok=True)
-    counter = socket.socket(socket.AF_UNIX)
-    counter.bind(str(meeting))
-    counter.listen()
-    hand_out(listener, counter)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # process 1 of a container has no default handler
+    listening = socket.create_server(("0.0.0.0", port), backlog=_BACKLOG)  # noqa: S104  # the container's own network
+    path.unlink(missing_ok=True)
+    control = socket.socket(socket.AF_UNIX)
+    control.bind(str(path))
+    control.listen()
+    hand_over(listening, control)
 
 
-def hand_out(listener: socket.socket, counter: socket.socket) -> None:
-    """Give `listener` to whoever connects to `counter`; a connection that ends tells the guest that the door has gone."""
+def hand_over(listening: socket.socket, control: socket.socket) -> None:
+    """Send `listening` to every client of `control`. Each connection stays open: its end tells the client we are gone."""
     with selectors.DefaultSelector() as selector:
-        selector.register(counter, selectors.EVENT_READ)
+        selector.register(control, selectors.EVENT_READ)
         while True:
             for key, _ in selector.select():
-                if key.fileobj is counter:
-                    guest, _ = counter.accept()
-                    selector.register(guest, selectors.EVENT_READ)
-                    with contextlib.suppress(OSError):  # it has gone already
-                        socket.send_fds(guest, [b"x"], [listener.fileno()])
-                else:  # a guest never says anything: it has gone
+                if key.fileobj is control:
+                    client, _ = control.accept()
+                    selector.register(client, selectors.EVENT_READ)
+                    with contextlib.suppress(OSError):  # the client is gone already
+                        socket.send_fds(client, [b"x"], [listening.fileno()])
+                else:  # clients send nothing: this one disconnected
                     selector.unregister(key.fileobj)
                     key.fileobj.close()  # type: ignore[union-attr]
 

@@ -1,4 +1,4 @@
-"""The question that a model must answer before it takes requests: a real picture, as REST would bring it."""
+"""The smoke test: one real image, sent as REST would send it; a model that fails it takes no requests."""
 
 from __future__ import annotations
 
@@ -6,44 +6,46 @@ import json
 from pathlib import Path
 from typing import Any
 
-REQUEST = Path("/opt/catdog/probe.json")  # written when the image was built
+REQUEST = Path("smoke_request.json")  # in the image's working folder, written by `deployments.build`
+_TEXT_LIMIT = 500  # characters of a response that a message quotes
 
 
-class WrongAnswer(Exception):
-    """The model answered, but with something that no user should get; the message says with what."""
+class SmokeTestFailed(Exception):
+    """The model responded, but with something no user should get; the message quotes it."""
 
 
-def check(status: int, answer: bytes) -> Any:
-    """Look at what `/invocations` said to the picture.
+def check(status: int, body: bytes) -> Any:
+    """Check the response of `/invocations` to the smoke request.
 
     Args:
         status: HTTP status.
-        answer: The body.
+        body: Of the response.
 
     Returns:
-        The one prediction.
+        The prediction.
 
     Raises:
-        WrongAnswer: It isn't one prediction, or names an error.
+        SmokeTestFailed: Not exactly one prediction, or one that reports an error.
     """
-    text = answer.decode("utf-8", "replace")
+    text = body.decode("utf-8", "replace")
     if status != 200:
-        raise WrongAnswer(f"the model answered a picture with HTTP {status}: {_reason(text)}")
+        raise SmokeTestFailed(f"the model responded to an image with HTTP {status}: {_reason(text)}")
     try:
         predictions = json.loads(text)["predictions"]
     except (ValueError, TypeError, KeyError):
-        raise WrongAnswer(f"the model answered a picture with no predictions: {text[:500]}") from None
+        raise SmokeTestFailed(f"the model responded to an image without `predictions`: {text[:_TEXT_LIMIT]}") from None
     rows = predictions if isinstance(predictions, list) else [predictions]
     if len(rows) != 1 or rows[0] is None:
-        raise WrongAnswer(f"the model answered one picture with {len(rows)} predictions: {text[:500]}")
+        raise SmokeTestFailed(f"the model returned {len(rows)} predictions for one image: {text[:_TEXT_LIMIT]}")
     if isinstance(rows[0], dict) and rows[0].get("error"):
-        raise WrongAnswer(f"the model can't read a good picture: {rows[0]['error']}")
+        raise SmokeTestFailed(f"the model cannot read a valid image: {rows[0]['error']}")
     return rows[0]
 
 
 def _reason(text: str) -> str:
+    """MLflow's message and the last line of its stack trace; else the start of the text."""
     try:
-        said = json.loads(text)
-        return " ".join([str(said["message"]), *said.get("stack_trace", "").strip().splitlines()[-1:]])
+        failure = json.loads(text)
+        return " ".join([str(failure["message"]), *failure.get("stack_trace", "").strip().splitlines()[-1:]])
     except (ValueError, TypeError, KeyError, AttributeError):
-        return text[:500]
+        return text[:_TEXT_LIMIT]

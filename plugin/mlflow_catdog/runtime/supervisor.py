@@ -1,4 +1,4 @@
-"""Starts a model container's workers and keeps them running; none takes a request before all have answered a picture."""
+"""Starts a model container's workers and keeps them running; none takes a request before all have passed the smoke test."""
 
 from __future__ import annotations
 
@@ -11,47 +11,46 @@ import sys
 import time
 from pathlib import Path
 
-from . import PORT
+from . import PORT, STARTUP_FAILED
 
-STARTUP_FAILURE = 3  # uvicorn's exit code of a worker that can't start
-_DOOR_TIMEOUT_S = 60.0  # the engine starts both in any order
+_LISTENER_TIMEOUT_S = 60.0  # Docker starts both containers in any order
 
 
 class Workers:
-    """The processes that answer, each with a model of its own."""
+    """The processes that serve, each with its own copy of the model."""
 
     def __init__(self, number: int, listeners: list[socket.socket]) -> None:
         """Start them."""
         self._listeners = listeners
         self._ready, self._report = os.pipe()
-        self._wait, opening = os.pipe()
-        self._opening: int | None = opening
+        self._wait, go = os.pipe()
+        self._go: int | None = go
         os.set_blocking(self._ready, False)
         self._number, self._reports = number, 0
         self._processes = [self._start() for _ in range(number)]
 
-    def look_after(self) -> bool:
-        """Open when all are ready, replace one that died; False if one can't start."""
+    def supervise(self) -> bool:
+        """Let the workers take requests once all are ready, and replace one that died; False if one cannot start."""
         with contextlib.suppress(BlockingIOError):
             self._reports += len(os.read(self._ready, 64))
-        opened = self._reports >= self._number
-        if opened and self._opening is not None:
-            os.close(self._opening)  # the workers see the pipe's end
-            self._opening = None
-            print(f"ready: {self._number} workers have answered a picture each", flush=True)
-        for place, process in enumerate(self._processes):
+        serving = self._reports >= self._number
+        if serving and self._go is not None:
+            os.close(self._go)  # the workers see the pipe's end
+            self._go = None
+            print(f"ready: {self._number} workers passed the smoke test", flush=True)
+        for index, process in enumerate(self._processes):
             code = process.poll()
             if code is None:
                 continue
-            if code == STARTUP_FAILURE or not opened:
-                print(f"worker {process.pid} ended with {code} before it could answer", flush=True)
+            if code == STARTUP_FAILED or not serving:
+                print(f"worker {process.pid} exited with code {code} before it was ready", flush=True)
                 return False
-            print(f"worker {process.pid} ended with {code}: another takes its place", flush=True)
-            self._processes[place] = self._start()
+            print(f"worker {process.pid} exited with code {code}: replacing it", flush=True)
+            self._processes[index] = self._start()
         return True
 
     def stop(self) -> None:
-        """Take no new requests, finish those that are there, and wait for it."""
+        """Take no new requests, finish those in flight, and wait for that."""
         for listener in self._listeners:
             listener.close()
         for process in self._processes:
@@ -60,24 +59,24 @@ class Workers:
             process.wait()
 
     def _start(self) -> subprocess.Popen[bytes]:
-        given = (*(listener.fileno() for listener in self._listeners), self._report, self._wait)
-        return subprocess.Popen([sys.executable, "-m", f"{__package__}.worker", *map(str, given)], pass_fds=given)
+        inherited = (*(listener.fileno() for listener in self._listeners), self._report, self._wait)
+        words = [sys.executable, "-m", f"{__package__}.worker", *map(str, inherited)]
+        return subprocess.Popen(words, pass_fds=inherited)
 
 
 def main() -> int:
-    """Serve until SIGTERM (exit code 0), until a worker can't start, or until the door has gone (1)."""
-    stopping: list[int] = []
+    """Serve until SIGTERM (exit code 0), until a worker cannot start, or until the listener is gone (1)."""
+    signals: list[int] = []
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda got, _: stopping.append(got))
-    door, listeners = _listen(os.environ.get("CATDOG_DOOR"))
-    cores = len(os.sched_getaffinity(0))
-    workers = Workers(int(os.environ.get("CATDOG_WORKERS", "0")) or cores, listeners)
+        signal.signal(number, lambda received, _: signals.append(received))
+    listener, sockets = _open_sockets(os.environ.get("CATDOG_LISTENER"))
+    workers = Workers(int(os.environ.get("CATDOG_WORKERS", "0")) or _available_cores(), sockets)
     try:
-        while not stopping:
-            if not workers.look_after():
+        while not signals:
+            if not workers.supervise():
                 return 1
-            if door and _has_gone(door):
-                print("the door has gone: stopping, to be started again beside the next one", flush=True)
+            if listener and _has_disconnected(listener):
+                print("the listener is gone: exiting, to be restarted and connect to its successor", flush=True)
                 return 1
             time.sleep(0.1)
         return 0
@@ -85,34 +84,40 @@ def main() -> int:
         workers.stop()
 
 
-def _listen(door: str | None) -> tuple[socket.socket | None, list[socket.socket]]:
-    """Sockets to take requests from: the door's and one inside for the HEALTHCHECK; without a door, one for all."""
-    if not door:
-        return None, [socket.create_server(("0.0.0.0", PORT), backlog=1024)]  # noqa: S104  # in the container's own network
-    connection = _knock(Path(door))
+def _available_cores() -> int:
+    from .cpu import available_cores  # type: ignore[import-not-found, unused-ignore]  # only images have this file
+
+    return int(available_cores())
+
+
+def _open_sockets(listener: str | None) -> tuple[socket.socket | None, list[socket.socket]]:
+    """The listener's socket and a local one for the HEALTHCHECK; without a listener, one socket for everything."""
+    if not listener:
+        return None, [socket.create_server(("0.0.0.0", PORT), backlog=1024)]  # noqa: S104  # the container's own network
+    connection = _connect(Path(listener))
     _, descriptors, _, _ = socket.recv_fds(connection, 1, 1)
     connection.setblocking(False)
     return connection, [socket.socket(fileno=descriptors[0]), socket.create_server(("127.0.0.1", PORT))]
 
 
-def _knock(path: Path) -> socket.socket:
-    deadline = time.monotonic() + _DOOR_TIMEOUT_S
+def _connect(path: Path) -> socket.socket:
+    deadline = time.monotonic() + _LISTENER_TIMEOUT_S
     while True:
         connection = socket.socket(socket.AF_UNIX)
         try:
             connection.connect(str(path))
-        except OSError as wrong:
+        except OSError as failure:
             connection.close()
             if time.monotonic() > deadline:
-                raise SystemExit(f"the door {path} didn't open within {_DOOR_TIMEOUT_S:.0f} s: {wrong}") from None
+                raise SystemExit(f"no listener at {path} within {_LISTENER_TIMEOUT_S:.0f} s: {failure}") from None
             time.sleep(0.2)
         else:
             return connection
 
 
-def _has_gone(door: socket.socket) -> bool:
+def _has_disconnected(listener: socket.socket) -> bool:
     try:
-        return door.recv(1) == b""
+        return listener.recv(1) == b""
     except BlockingIOError:
         return False
     except OSError:

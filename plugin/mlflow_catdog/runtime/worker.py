@@ -1,4 +1,4 @@
-"""One worker: a process with a model of its own, which takes requests from sockets that it was given."""
+"""One worker: a process with one copy of the model, which takes requests from sockets that the supervisor opened."""
 
 from __future__ import annotations
 
@@ -10,48 +10,48 @@ import time
 
 import uvicorn
 
+from . import MODEL, STARTUP_FAILED, internals
 from .app import ScoringApp
 
-_LAST_REQUESTS_S = 2.0  # for clients that hold a connection and are about to send their next request
-_MIB = 1024**2
+_DRAIN_S = 2.0  # for clients that keep a connection open and are about to send their next request
 
 
-class Server(uvicorn.Server):
-    """uvicorn's server, which takes leave of its clients before it closes their connections."""
+class DrainingServer(uvicorn.Server):
+    """uvicorn's server, which tells its clients to leave before it closes their connections."""
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Take no new connections, end the others after their next answer, close what is left."""
-        for server in self.servers:
-            server.close()
-        for listener in sockets or ():
-            listener.close()
-        application = self.config.app
-        assert isinstance(application, ScoringApp)
-        application.leaving = True
-        deadline = time.monotonic() + _LAST_REQUESTS_S
-        while self.server_state.connections and time.monotonic() < deadline:
+        """Accept no new connections, end the others after their next response, then close what is left."""
+        internals.stop_accepting(self, sockets or [])
+        assert isinstance(self.config.app, ScoringApp)
+        self.config.app.draining = True
+        deadline = time.monotonic() + _DRAIN_S
+        while internals.open_connections(self) and time.monotonic() < deadline:
             await asyncio.sleep(0.02)
         await super().shutdown(sockets)
 
 
-def main(listeners: list[int], ready: int, opened: int) -> None:
-    """Load the model, report, and answer requests once all workers have reported.
+def main(listeners: list[int], ready: int, go: int) -> int:
+    """Load the model, report, and take requests once all workers have reported.
 
     Args:
         listeners: File descriptors of listening sockets.
-        ready: Of a pipe: a byte goes in when the model has answered a picture.
-        opened: Of a pipe: it ends when requests may be taken.
+        ready: Pipe that gets one byte when the model has passed its smoke test.
+        go: Pipe that ends when requests may be taken.
+
+    Returns:
+        Exit code: 0 after serving, `STARTUP_FAILED` if the model failed to load or failed its smoke test.
     """
 
     def report() -> None:
         os.write(ready, b".")
-        os.read(opened, 1)
+        os.read(go, 1)
 
-    limit = int(float(os.environ.get("CATDOG_MAX_BODY_MB", "100")) * _MIB)
-    config = uvicorn.Config(ScoringApp(limit, report), lifespan="on", access_log=False)
-    Server(config).run([socket.socket(fileno=listener) for listener in listeners])
+    app = ScoringApp(MODEL, float(os.environ.get("CATDOG_MAX_BODY_MB", "100")), report)
+    server = DrainingServer(uvicorn.Config(app, lifespan="on", access_log=False))
+    server.run([socket.socket(fileno=listener) for listener in listeners])
+    return 0 if server.started else STARTUP_FAILED
 
 
 if __name__ == "__main__":
-    *given, last, wait = map(int, sys.argv[1:])
-    main(given, last, wait)
+    *sockets, ready_pipe, go_pipe = map(int, sys.argv[1:])
+    sys.exit(main(sockets, ready_pipe, go_pipe))

@@ -1,0 +1,102 @@
+"""The image of a deployment: which version is fetched, what the build context holds, and what a failed build removes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import mlflow
+import pytest
+from docker.errors import APIError
+from mlflow.exceptions import MlflowException
+from mlflow_catdog.deployments import build
+
+from catdog_pyfunc import cpu
+from tests.third_party_models import save
+
+CACHED, BASE, OWN, LATER = (letter * 12 for letter in "abcd")
+OUTPUT = f"""Step 1/9 : ARG BASE
+Step 2/9 : FROM $BASE
+ ---> {BASE}
+Step 3/9 : USER 0
+ ---> Using cache
+ ---> {CACHED}
+Step 4/9 : COPY requirements requirements
+ ---> {OWN}
+Step 5/9 : RUN python -m pip install
+ ---> Running in 123456123456
+Successfully installed mlflow
+ ---> Removed intermediate container 123456123456
+ ---> {LATER}
+Step 6/9 : RUN python -m runtime.internals
+ ---> Running in 123456123457
+ ---> {"e" * 12}
+"""
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save(tmp_path_factory.mktemp("third-party") / "model", ["mlflow-skinny", "uvicorn==0.34.0"])
+
+
+def test_only_the_layers_that_a_build_made_are_its_own():
+    assert build.new_layers(OUTPUT) == [OWN, LATER]
+
+
+@pytest.mark.parametrize("failure", [DeprecationWarning("stop"), None])
+def test_a_failed_build_removes_its_own_layers_newest_first(failure: Exception | None, model: Path, tmp_path: Path):
+    removed: list[tuple[str, bool]] = []
+
+    class Api:
+        def build(self, **options: Any) -> Iterator[dict[str, Any]]:
+            for line in OUTPUT.splitlines(keepends=True):
+                yield {"stream": line}
+            if failure:
+                raise failure
+            yield {"error": "exit code 1\n"}
+
+        def remove_image(self, layer: str, noprune: bool) -> None:
+            removed.append((layer, noprune))
+            if layer == LATER:
+                raise APIError("another build continued from it")
+
+    fetched = build.FetchedModel(model, str(model), str(model))
+    with pytest.raises(type(failure) if failure else MlflowException) as raised:
+        build.build(SimpleNamespace(api=Api()), fetched, "python:3.11-slim", "tag", {})  # type: ignore[arg-type]
+    assert removed == [(LATER, True), (OWN, True)]
+    if failure is None:
+        assert str(raised.value).startswith("cannot build the image on python:3.11-slim: exit code 1\n")
+        assert "Successfully installed mlflow" in str(raised.value)
+
+
+def test_the_build_installs_what_the_model_pins_and_nothing_else(model: Path, tmp_path: Path):
+    (model / "constraints.txt").write_text("anyio<5\n")
+    build.write_context(model, tmp_path)
+    assert (tmp_path / "requirements" / "requirements.txt").read_text() == (model / "requirements.txt").read_text()
+    assert (tmp_path / "requirements" / "constraints.txt").read_text() == "anyio<5\n"
+    installs = [line for line in (tmp_path / "Dockerfile").read_text().splitlines() if "pip install" in line]
+    assert [line.split(" -r ")[1] for line in installs] == ["requirements/requirements.txt \\"]
+
+
+def test_the_image_counts_cores_by_this_projects_one_definition(model: Path, tmp_path: Path):
+    build.write_context(model, tmp_path)
+    assert (tmp_path / "runtime" / "cpu.py").read_text() == Path(cpu.__file__).read_text()
+
+
+def test_an_alias_is_resolved_before_the_model_is_fetched(monkeypatch: pytest.MonkeyPatch, model: Path, tmp_path: Path):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
+    client = mlflow.MlflowClient()
+    client.create_registered_model("cats")
+    for _ in range(2):
+        client.create_model_version("cats", str(model))
+    client.set_registered_model_alias("cats", "production", "1")
+    with build.fetched("models:/cats@production") as fetched:
+        client.set_registered_model_alias("cats", "production", "2")
+        assert (fetched.uri, fetched.version) == ("models:/cats@production", "models:/cats/1")
+        assert (fetched.folder / "MLmodel").is_file()
+    with build.fetched(str(model)) as fetched:
+        assert fetched.version == str(model)
+    with pytest.raises(MlflowException, match=r"cannot download model models:/cats@staging from sqlite"):
+        build.fetched("models:/cats@staging").__enter__()
