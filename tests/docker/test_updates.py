@@ -63,7 +63,7 @@ def test_updates_to_broken_models_lose_no_request(
         (None, {"memory": "40m"}, "it ran out of memory; raise the limit with -C memory="),
         ("hangs", {"ready_timeout_s": 4}, "the model did not pass its smoke test within 4 s"),
         ("uninstallable", {}, "No matching distribution found for no-such-package-of-catdog"),
-        ("models:/Nobody/1", {}, "cannot download model models:/Nobody/1"),
+        ("models:/Nobody/1", {}, "cannot load model models:/Nobody/1"),
         ("empty", {}, "is not a model with the flavor python_function"),
         (None, {"base_image": "catdog-no-such-image"}, "cannot pull image catdog-no-such-image: "),
         (None, {"wrokers": 1}, "unknown option 'wrokers': did you mean 'workers'?"),

@@ -98,5 +98,5 @@ def test_an_alias_is_resolved_before_the_model_is_fetched(monkeypatch: pytest.Mo
         assert (fetched.folder / "MLmodel").is_file()
     with build.fetched(str(model)) as fetched:
         assert fetched.version == str(model)
-    with pytest.raises(MlflowException, match=r"cannot download model models:/cats@staging from sqlite"):
+    with pytest.raises(MlflowException, match=r"cannot load model models:/cats@staging from sqlite"):
         build.fetched("models:/cats@staging").__enter__()

@@ -20,6 +20,8 @@ from mlflow.exceptions import MlflowException
 from mlflow.models import Model
 
 from catdog_pyfunc import cpu, internals
+from catdog_pyfunc.errors import RegistryError
+from catdog_pyfunc.flavor import downloaded_model
 from catdog_pyfunc.pipeline.console import log
 from mlflow_catdog.deployments.errors import DeploymentError, DeploymentMissing
 from mlflow_catdog.deployments.smoke_request import smoke_request
@@ -71,12 +73,14 @@ def fetched(uri: str, flavor: str | None = None) -> Iterator[FetchedModel]:
     """
     if flavor not in (None, _FLAVOR):
         raise DeploymentError(f"flavor {flavor!r} cannot be deployed: omit it, or use {_FLAVOR}")
-    with tempfile.TemporaryDirectory(prefix="catdog-") as scratch:
+    with contextlib.ExitStack() as stack:
         try:
             version = _registered_version(uri)
-            folder = Path(mlflow.artifacts.download_artifacts(artifact_uri=version, dst_path=scratch))
-        except (MlflowException, OSError) as failure:
-            raise DeploymentMissing(f"cannot download model {uri} from {mlflow.get_tracking_uri()}: {failure}") from None
+            folder = stack.enter_context(downloaded_model(version))
+        except RegistryError as failure:
+            raise DeploymentMissing(str(failure)) from None
+        except MlflowException as failure:  # the alias does not exist, or the registry does not respond
+            raise DeploymentMissing(f"cannot load model {uri} from {mlflow.get_tracking_uri()}: {failure}") from None
         if not (folder / "MLmodel").is_file() or _FLAVOR not in Model.load(folder).flavors:
             raise DeploymentError(f"{uri} is not a model with the flavor {_FLAVOR}: choose one that MLflow can serve")
         yield FetchedModel(folder, uri, version)
