@@ -124,6 +124,11 @@ def test_an_unreadable_image_is_wrong_and_has_no_probabilities():
     assert evaluation.mistakes[-1][1] is UNREADABLE
 
 
+def test_the_log_loss_of_a_certain_mistake_is_finite():
+    evaluation = evaluated(("dog", cat_or_dog("cat", 1.0)), ("cat", cat_or_dog("cat", 1.0)))
+    assert evaluation.estimates["log_loss"].value == pytest.approx(-math.log(1e-12) / 2)
+
+
 def test_without_readable_images_the_remaining_metrics_are_computed():
     evaluation = evaluated(("cat", UNREADABLE), ("dog", UNREADABLE))
     assert evaluation.accuracy.value == 0
