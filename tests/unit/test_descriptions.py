@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import mlflow
 import pytest
 
@@ -72,6 +74,12 @@ def test_a_replaced_version_says_by_which(registry: FakeRegistry):
     lines = update_version(registry, "2", "archived", FIRST, SECOND, REMOVED)
     assert lines[0] == "**archived** · replaced by version none, 2026-04-05 06:07:08 UTC, by unknown: by other means"
     assert lines[1].startswith("accuracy 0.9860")
+
+
+def test_a_version_shows_its_own_metrics_and_the_latest(registry: FakeRegistry):
+    again = replace(SECOND, metrics={"accuracy": 0.75}, previous="1")
+    assert not any("accuracy" in line for line in update_version(registry, "1", "archived", FIRST, SECOND))
+    assert update_version(registry, "2", "production", SECOND, again)[1] == "accuracy 0.7500; data `d1ge57`"
 
 
 def test_a_version_that_was_deleted_has_no_page(registry: FakeRegistry):

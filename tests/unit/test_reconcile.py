@@ -156,6 +156,41 @@ def test_an_alias_that_somebody_removed_stays_removed_and_can_be_rolled_back(reg
     assert_consistent(registry)
 
 
+def test_an_alias_that_was_removed_and_set_again_counts_once_in_its_history(registry: FakeRegistry):
+    promote("1")
+    promote("2")
+    del registry.aliases["production"]
+    promote("2")
+    assert reconcile.roll_back(NAME).version == "1"
+
+
+def test_a_version_whose_alias_was_removed_keeps_the_stage_of_another_alias(registry: FakeRegistry):
+    promote("1")
+    promote("1", "canary")
+    promote("1", "staging")
+    del registry.aliases["staging"]
+    reconcile.history(NAME)
+    assert stages(registry) == {"1": "production"}
+    assert_consistent(registry)
+
+
+def test_an_archived_alias_of_somebody_elses_is_neither_recorded_nor_removed(registry: FakeRegistry):
+    registry.aliases["archived"] = "4"
+    promote("1")
+    assert registry.aliases == {"production": "1", "archived": "4"}
+    promote("2")
+    registry.aliases["archived"] = "3"
+    assert [entry.version for entry in reconcile.history(NAME)] == ["1", "2"]
+
+
+def test_an_archived_version_that_was_deleted_does_not_stop_the_next_move(registry: FakeRegistry):
+    promote("1")
+    promote("2")
+    del registry.versions["1"], registry.aliases["archived"]  # MLflow removes a version's aliases with it
+    promote("3", "staging")
+    assert registry.aliases == {"production": "2", "staging": "3"}
+
+
 def test_an_alias_that_is_moved_while_another_client_commits_is_not_recorded(
     registry: FakeRegistry, monkeypatch: pytest.MonkeyPatch
 ):
@@ -320,7 +355,10 @@ def test_a_reason_too_long_for_the_audit_log_is_refused_before_anything_moves(re
     with pytest.raises(InvalidSetting, match=r"reason is too long \(8000 characters\).*MLflow allows 6000; shorten it"):
         promote("1", reason="why " * 2000)
     assert registry.aliases == {}
-    promote("1", reason="w" * 5500)
+    room = 6000 - len(json.dumps(asdict(Entry(PROMOTED, "production", "1"))))
+    with pytest.raises(InvalidSetting, match="an entry of the audit log has 6001 characters with it"):
+        promote("1", reason="w" * (room + 1))
+    promote("1", reason="w" * room)
     assert registry.aliases == {"production": "1"}
 
 
