@@ -33,7 +33,8 @@ class Shell:
             text=True,
             errors="replace",
         )
-        threading.Thread(target=self._read_output, daemon=True).start()
+        self._reading = threading.Thread(target=self._read_output, daemon=True)
+        self._reading.start()
 
     def run(self, command: str) -> str:
         """Run a command, which must succeed, and return its output."""
@@ -67,6 +68,10 @@ class Shell:
         self.stop_server()
         self._shell.kill()
         self._shell.wait()
+        self._reading.join()
+        for pipe in (self._shell.stdin, self._shell.stdout):
+            assert pipe is not None
+            pipe.close()
 
     def _execute(self, command: str) -> tuple[str, int]:
         assert self._shell.stdin is not None

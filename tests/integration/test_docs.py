@@ -1,7 +1,7 @@
 """Every command and every block of Python in README, docs/ and the model card, run as it stands and in order.
 
-They run in a copy of this repository that has what the pages take for granted: images, a photo, a version in production. Each page
-has a shell of its own. Blocks below `<!-- not run: why -->` are left out.
+They run in a copy of this repository that has what the pages take for granted: images, a photo, a version in production.
+Each page has a shell of its own. Blocks below `<!-- not run: why -->` are left out.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import requests
 
 from tests.docs import Step, pages, steps
 from tests.project import REPOSITORY
@@ -98,7 +99,8 @@ def reader(tmp_path_factory: pytest.TempPathFactory, real_photos: Path, real_wei
     try:
         shell = reader.shell("")
         shell.run("mlflow run . --env-manager local --experiment-name catdog -P data=path/to/photos -P seed=1")
-        shell.run("mlflow run . --env-manager local --experiment-name catdog -e promote -P version=1")
+        promote = "mlflow run . --env-manager local --experiment-name catdog -e promote -P version=1"
+        shell.run(f"{promote} -P latency_allowed_ms=1000")  # a first version is held to no champion's latency
         yield reader
     finally:
         reader.close()
@@ -164,7 +166,12 @@ def step_id(step: Step) -> str:
     return f"{step.page}: " + re.sub(r"[^\w@=./:-]+", " ", step.command)[:70].strip()
 
 
-@pytest.mark.parametrize("step", [step for step in every_step() if step.runs], ids=step_id)
+def parameter(step: Step) -> object:
+    return pytest.param(step, id=step_id(step), marks=[pytest.mark.docker] if step.page in DOCKER_PAGES else [])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("step", [parameter(step) for step in every_step() if step.runs])
 def test_each_step_works_as_it_stands(step: Step, reader: Reader):
     if step.page in DOCKER_PAGES and not os.environ.get("CATDOG_DOCKER"):
         pytest.skip("CATDOG_DOCKER is not set: this page needs Docker, and minutes")
@@ -184,6 +191,28 @@ def test_each_step_works_as_it_stands(step: Step, reader: Reader):
         assert json.loads((shell.folder / "heatmaps.json").read_text())[0]["heatmap"]
 
 
+@pytest.mark.slow
+def test_the_statuses_are_those_of_the_serving_page(reader: Reader):
+    shell = reader.shell("statuses")
+    shell.serve("mlflow models serve -m models:/CatDogClassifier@production -p 5001 --env-manager local -t 20")
+    record, json_type = b'{"dataframe_records": [{"image": ""}]}', "application/json"
+    statuses = {
+        name: requests.post("http://127.0.0.1:5001/invocations", data=body, headers=headers, timeout=30).status_code
+        for name, body, headers in [
+            ("an image that cannot be used", record, {"Content-Type": json_type}),
+            ("not JSON", b"{", {"Content-Type": json_type}),
+            ("no column image", b'{"dataframe_records": [{"picture": ""}]}', {"Content-Type": json_type}),
+            ("another content type", record, {"Content-Type": "image/jpeg"}),
+            ("not UTF-8", record, {"Content-Type": f"{json_type}; charset=latin-1"}),
+            ("no content type", record, {}),
+        ]
+    }
+    assert list(statuses.values()) == [200, 400, 400, 415, 415, 500], statuses
+    for path in ("ping", "health", "version"):
+        assert requests.get(f"http://127.0.0.1:5001/{path}", timeout=5).status_code == 200
+
+
+@pytest.mark.slow
 def test_the_model_cards_commands_work_as_they_stand(reader: Reader):
     """Taken from the artifact, and sent to the server that the card names."""
     shell = reader.shell("model card")
