@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from mlflow_catdog.deployments.options import Options
 
+from catdog_pyfunc.pipeline.evaluation.runs import EvaluationConfig
 from catdog_pyfunc.pipeline.registry.gate import Thresholds
 from catdog_pyfunc.pipeline.registry.promotion import Promotion
 from catdog_pyfunc.pipeline.training.config import TrainingConfig
@@ -34,12 +35,13 @@ def shown(default: object) -> str:
     ("page", "expected"),
     [
         ("training.md", defaults(TrainingConfig)),
+        ("evaluation.md", defaults(EvaluationConfig)),
         ("registry-and-gate.md", defaults(Promotion)),
         ("registry-and-gate.md", defaults(Thresholds)),
         ("deployments.md", defaults(Options)),
         ("serving.md", {name: shown(value) for name, value in SETTINGS.items()}),
     ],
-    ids=["training", "promotion", "gate", "deployment", "model_config"],
+    ids=["training", "evaluation", "promotion", "gate", "deployment", "model_config"],
 )
 def test_a_table_of_the_docs_has_every_parameter_and_default(page: str, expected: dict[str, str]):
     written = [{row[0]: row[1] for row in table[1:]} for table in tables(page)]
