@@ -13,7 +13,7 @@ from catdog_pyfunc.pipeline.evaluation.runs import EvaluationConfig
 from catdog_pyfunc.pipeline.registry.gate import Thresholds
 from catdog_pyfunc.pipeline.registry.promotion import Promotion
 from catdog_pyfunc.pipeline.training.config import TrainingConfig
-from catdog_pyfunc.pyfunc_model import SETTINGS
+from catdog_pyfunc.pyfunc_model import DEFAULT_MODEL_CONFIG
 from tests.docs import pages, tables
 from tests.project import REPOSITORY
 
@@ -39,7 +39,7 @@ def shown(default: object) -> str:
         ("registry-and-gate.md", defaults(Promotion)),
         ("registry-and-gate.md", defaults(Thresholds)),
         ("deployments.md", defaults(Options)),
-        ("serving.md", {name: shown(value) for name, value in SETTINGS.items()}),
+        ("serving.md", {name: shown(value) for name, value in DEFAULT_MODEL_CONFIG.items()}),
     ],
     ids=["training", "evaluation", "promotion", "gate", "deployment", "model_config"],
 )
