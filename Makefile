@@ -26,7 +26,7 @@ check: $(INSTALLED)  ## check formatting, lint, types and import contracts
 	lint-imports
 
 docs: $(INSTALLED)  ## build the documentation into site/; a broken link fails
-	mkdocs build --strict
+	NO_MKDOCS_2_WARNING=1 mkdocs build --strict --quiet
 
 mutants: $(INSTALLED)  ## list small changes to the code that no quick test notices; ARGS="catdog_pyfunc.classifier*"
 	mutmut run $(ARGS)

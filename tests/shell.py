@@ -1,4 +1,4 @@
-"""A shell for tests that do what a reader does."""
+"""A shell that runs commands one after the other, as a reader of the documentation would type them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ TIMEOUT_S = 600
 
 
 class Shell:
-    """A shell that goes on from line to line, as a reader's would; servers run beside it."""
+    """A bash process that keeps its variables between commands, with at most one server running beside it."""
 
     def __init__(self, folder: Path, environment: Mapping[str, str]) -> None:
         self.folder = folder
@@ -33,19 +33,20 @@ class Shell:
             text=True,
             errors="replace",
         )
-        threading.Thread(target=self._listen, daemon=True).start()
+        self._reading = threading.Thread(target=self._read_output, daemon=True)
+        self._reading.start()
 
-    def run(self, text: str) -> str:
-        """What it prints; fails if it fails."""
-        printed, code = self._say(text)
-        assert code == 0, f"{text} ended with {code}:\n{printed[-3000:]}"
-        return printed
+    def run(self, command: str) -> str:
+        """Run a command, which must succeed, and return its output."""
+        output, code = self._execute(command)
+        assert code == 0, f"{command} ended with {code}:\n{output[-3000:]}"
+        return output
 
     def serve(self, command: str) -> None:
-        """Start a server and wait until it answers."""
+        """Start a server in place of the last one and wait until it is healthy."""
         self.stop_server()
-        printed, _ = self._say(f"setsid {command} >server.log 2>&1 </dev/null & echo $!")
-        self._server = int(printed.split()[-1])
+        output, _ = self._execute(f"setsid {command} >server.log 2>&1 </dev/null & echo $!")
+        self._server = int(output.split()[-1])
         port = re.search(r"(?:-p|--port) (\d+)", command)[1]  # type: ignore[index]
         deadline = time.monotonic() + TIMEOUT_S
         while time.monotonic() < deadline:
@@ -53,34 +54,41 @@ class Shell:
                 if requests.get(f"http://127.0.0.1:{port}/health", timeout=5).ok:
                     return
             time.sleep(0.2)
-        raise AssertionError(f"{command} didn't answer:\n{(self.folder / 'server.log').read_text()[-3000:]}")
+        log = (self.folder / "server.log").read_text()
+        raise AssertionError(f"{command} was not healthy within {TIMEOUT_S} s; its log ends:\n{log[-3000:]}")
 
     def stop_server(self) -> None:
+        """Stop the server, if any, and wait until it has ended."""
         if self._server is not None:
-            self._say(f"kill -TERM -- -{self._server}; wait {self._server}")
+            self._execute(f"kill -TERM -- -{self._server}; wait {self._server}")
             self._server = None
 
     def close(self) -> None:
+        """Stop the server and the shell."""
         self.stop_server()
         self._shell.kill()
         self._shell.wait()
+        self._reading.join()
+        for pipe in (self._shell.stdin, self._shell.stdout):
+            assert pipe is not None
+            pipe.close()
 
-    def _say(self, text: str) -> tuple[str, int]:
+    def _execute(self, command: str) -> tuple[str, int]:
         assert self._shell.stdin is not None
-        self._shell.stdin.write(f"{text}\nprintf '\\nTHE END %d\\n' $?\n")
+        self._shell.stdin.write(f"{command}\nprintf '\\nEXIT CODE %d\\n' $?\n")
         self._shell.stdin.flush()
-        printed = ""
+        output = ""
         deadline = time.monotonic() + TIMEOUT_S
         while True:
             try:
                 line = self._lines.get(timeout=max(0.1, deadline - time.monotonic()))
             except queue.Empty:
-                raise AssertionError(f"{text} took longer than {TIMEOUT_S} s:\n{printed[-3000:]}") from None
-            if ended := re.match(r"THE END (\d+)", line):
-                return printed, int(ended[1])
-            printed += line
+                raise AssertionError(f"{command} took longer than {TIMEOUT_S} s:\n{output[-3000:]}") from None
+            if ended := re.match(r"EXIT CODE (\d+)", line):
+                return output, int(ended[1])
+            output += line
 
-    def _listen(self) -> None:
+    def _read_output(self) -> None:
         assert self._shell.stdout is not None
         for line in self._shell.stdout:
             self._lines.put(line)
