@@ -6,6 +6,7 @@ INSTALLED := $(VENV)/.installed
 PEERS := .venv-peers/.installed
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 export MLFLOW_DISABLE_TELEMETRY ?= true
+TESTS ?= not slow and not docker
 
 .PHONY: help demo test check docs mutants bench clean
 .DEFAULT_GOAL := help
@@ -16,8 +17,8 @@ help:  ## show this list
 demo: $(INSTALLED)  ## train on synthetic images, register, promote, serve and send a request, on this machine
 	@python -m scripts.demo
 
-test: $(INSTALLED)  ## run all tests; a skipped one says what it needs
-	python -m pytest
+test: $(INSTALLED)  ## run the tests that take at most five minutes; TESTS= runs all, and a skipped one says what it needs
+	python -m pytest -m "$(TESTS)" $(ARGS)
 
 check: $(INSTALLED)  ## check formatting, lint, types and import contracts
 	ruff format --check .

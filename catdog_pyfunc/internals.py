@@ -27,8 +27,6 @@ SHARED_VIEW_TAG = "mlflow.sharedViewState.{name}"  # written by "Share view"
 # The pytorch flavor refuses to load without this file, which names the module that unpickles.
 PICKLE_MODULE_FILE = ("pickle_module_info.txt", "mlflow.pytorch.pickle_module")
 
-VALIDATION_LOGGER = "mlflow.models.evaluation.validation"  # logs two lines per comparison
-
 
 def is_generated_run_name(name: str) -> bool:
     """Whether MLflow generated a run's name ("brawny-carp-123"): one of its predicates, one of its nouns and a number."""

@@ -1,8 +1,9 @@
-"""What all tests share: a drawn set of photos, an untrained but saved network, and surroundings of their own."""
+"""Fixtures of all tests: synthetic images, a little trained network, a project with two versions, an environment of its own."""
 
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,13 +21,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(autouse=True)
-def surroundings_restored(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def environment_restored(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Restore the environment, and the experiment that MLflow keeps in a global variable of the process."""
     before = dict(os.environ)
     monkeypatch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
     monkeypatch.setenv("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     yield
     os.environ.clear()
     os.environ.update(before)
+    if "mlflow.tracking.fluent" in sys.modules:
+        sys.modules["mlflow.tracking.fluent"]._active_experiment_id = None
 
 
 @pytest.fixture(scope="session")

@@ -234,7 +234,7 @@ def test_mlproject_passes_every_parameter_to_the_option_of_its_name(entry_point:
             "register --run-id 0123456789abcdef0123456789abcdef",
             "run '0123456789abcdef0123456789abcdef' is not in sqlite:///",
         ),
-        ("promote --version 1 --name Nobody", "'Nobody' has no version '1'"),
+        ("promote --version 1 --name Nobody", "there is no model 'Nobody'"),
         ("promote --version 1 --alias latest", "alias 'latest' is not allowed"),
         ("promote --version 1 --force true", "give a reason"),
         ("promote --version 1 --min-accuracy 80", "min_accuracy is 80"),

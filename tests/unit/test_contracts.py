@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import json
-import logging
 import os
 import subprocess
 import sys
@@ -14,7 +13,6 @@ from pathlib import Path
 import mlflow
 import pytest
 import torch
-from mlflow.models.evaluation import validation
 from mlflow.pyfunc import scoring_server
 from mlflow.utils import mlflow_tags, name_utils
 
@@ -71,10 +69,6 @@ def test_the_pytorch_flavor_reads_this_file(tmp_path: Path):
     name, module = internals.PICKLE_MODULE_FILE
     assert name == mlflow.pytorch._PICKLE_MODULE_INFO_FILE_NAME
     assert mlflow.pytorch.mlflow_pytorch_pickle_module.__name__ == module
-
-
-def test_validation_logs_under_this_name():
-    assert validation._logger is logging.getLogger(internals.VALIDATION_LOGGER)
 
 
 def test_run_names_that_mlflow_generates_are_recognised():

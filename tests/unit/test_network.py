@@ -55,5 +55,5 @@ def test_a_network_without_pooled_features_is_refused():
 
 
 def test_an_unknown_backbone_is_refused_with_the_known_ones():
-    with pytest.raises(InvalidSetting, match=r"backbone 'resnet19' is not in torchvision.models; give one of .*resnet18"):
+    with pytest.raises(InvalidSetting, match=r"backbone 'resnet19' is not in torchvision.models: give one of .*resnet18"):
         build_network("resnet19", 2)
