@@ -1,4 +1,4 @@
-"""Fixtures of all tests: synthetic images, a little trained network, a project with two versions, an environment of its own."""
+"""Fixtures of all tests: synthetic images, a little trained network, a project with two versions, its own environment."""
 
 from __future__ import annotations
 
