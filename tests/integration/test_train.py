@@ -73,8 +73,8 @@ def test_the_examples_of_the_documentation_run(
     card = Path(client.download_artifacts(run.info.run_id, "model_card.md", str(tmp_path))).read_text()
     assert f"**Test accuracy {run.data.metrics['test/accuracy']:.4f}" in card
     assert all(f"\n## {part}\n" in card for part in ("Data", "Evaluation", "Limitations", "Usage", "Training"))
-    bundle = flavor.load_model(f"models:/{MODEL}/1").bundle
-    assert bundle.description.provenance["data_digest"] == run.data.tags["data.digest"]
+    description = flavor.load_model(f"models:/{MODEL}/1").description
+    assert description.provenance["data_digest"] == run.data.tags["data.digest"]
 
 
 def test_in_an_active_run_training_uses_that_run_and_its_name(drawn: Path, weights: Path, client: mlflow.MlflowClient):
