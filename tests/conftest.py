@@ -13,11 +13,21 @@ from tests.project import Project, make_project
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark the tests that want Docker or Chromium by the folder they lie in."""
+    """Mark the tests that want Docker or Chromium by their folder, and group what two workers must not do twice or at once.
+
+    The project is trained once per group; the commands in the docs use the Docker daemon whose contents the Docker tests watch.
+    """
     for item in items:
-        folder = item.path.relative_to(Path(__file__).parent).parts[0]
+        path = item.path.relative_to(Path(__file__).parent)
+        folder, group = path.parts[0], str(path)
         if folder in ("docker", "browser"):
             item.add_marker(folder)
+            group = folder
+        elif path.name == "test_docs.py":
+            group = "docker"
+        elif "project" in getattr(item, "fixturenames", ()) or folder == "integration":
+            group = "project"
+        item.add_marker(pytest.mark.xdist_group(group))
 
 
 @pytest.fixture(autouse=True)

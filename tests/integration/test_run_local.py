@@ -49,7 +49,7 @@ def await_line(process: subprocess.Popen[bytes], log: Path, line: str) -> None:
         time.sleep(0.1)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_it_serves_until_it_is_stopped(number: int, project: Project, drawn: Path, tmp_path: Path):
     port, log = free_port(), tmp_path / "log"
     with run_local(project, log, "-m", URI, "-C", f"port={port}", "-C", "workers=2") as process:
@@ -75,6 +75,7 @@ def environment_of(process: psutil.Process) -> dict[str, str]:
         return {}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("loading", "predicting", "words", "message"),
     [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -41,6 +42,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[mlflow.MlflowCli
     mlflow.set_experiment("catdog")
     yield client
     mlflow.set_tracking_uri(before)
+    os.environ.pop("MLFLOW_EXPERIMENT_ID", None)  # set_experiment leaves it there
 
 
 @pytest.fixture(scope="module")

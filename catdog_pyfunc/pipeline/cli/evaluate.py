@@ -18,8 +18,8 @@ from catdog_pyfunc.pipeline.evaluation.runs import EvaluationConfig, evaluate_mo
 @options_from(EvaluationConfig, split=(*SPLITS, ALL))
 def command(**options: object) -> None:
     """Evaluate a model on labelled images."""
+    config = build(EvaluationConfig, options)
     with tracking.run():
-        config = build(EvaluationConfig, options)
         evaluation = evaluate_model(config)
     click.echo(text_table(_rows(evaluation, config.split)))
 

@@ -17,9 +17,9 @@ from catdog_pyfunc.pipeline.registry.promotion import Promotion, promote
 @options_from(Thresholds)
 def command(**options: object) -> None:
     """Point an alias to a version if it passes the gate."""
+    promotion, thresholds = build(Promotion, options), build(Thresholds, options)
     with tracking.run():
-        promotion = build(Promotion, options)
-        report = promote(promotion, build(Thresholds, options), show=lambda rows: click.echo(text_table(rows)))
+        report = promote(promotion, thresholds, show=lambda rows: click.echo(text_table(rows)))
     uri = f"models:/{promotion.name}@{promotion.alias}"
     if report is None:
         click.echo(f"{uri} is already version {promotion.version}: nothing to do")

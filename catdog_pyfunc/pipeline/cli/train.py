@@ -15,8 +15,8 @@ from catdog_pyfunc.pipeline.training.config import TrainingConfig
 @click.option("--run-name", default="", show_default=False, help="Name of the MLflow run; by default its main parameters.")
 def command(run_name: str, **options: object) -> None:
     """Train, log and register a classifier."""
+    config = build(TrainingConfig, options)  # before the run: a wrong option leaves none
     with tracking.run(run_name or None):
-        config = build(TrainingConfig, options)
         from catdog_pyfunc.pipeline.training.train import train  # imports torch for seconds: the run is visible meanwhile
 
         result = train(config)
