@@ -12,10 +12,11 @@ import pytest
 from tests.project import Project, make_project
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark the tests that want Docker or Chromium by their folder, and group what two workers must not do twice or at once.
 
-    The project is trained once per group; the commands in the docs use the Docker daemon whose contents the Docker tests watch.
+    A group trains the project once; the commands in the docs change the Docker daemon that the Docker tests watch.
     """
     for item in items:
         path = item.path.relative_to(Path(__file__).parent)

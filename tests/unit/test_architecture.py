@@ -13,7 +13,7 @@ import yaml
 if sys.version_info >= (3, 11):
     import tomllib
 else:
-    tomllib = pytest.importorskip("tomllib", reason="Python 3.10 has no tomllib")
+    import tomli as tomllib  # pytest brings it to Python 3.10
 
 REPOSITORY = Path(__file__).parent.parent.parent
 
