@@ -45,13 +45,8 @@ def environment_restored(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("cache")
-
-
-@pytest.fixture(scope="session")
 def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small sample set: train, val and test of cats and dogs."""
+    """A small synthetic dataset: train, val and test of cats and dogs."""
     from catdog_pyfunc.pipeline.data import synthetic
 
     return synthetic.make(tmp_path_factory.mktemp("drawn"), {"train": 30, "val": 12, "test": 12})
@@ -89,15 +84,15 @@ def project(tmp_path_factory: pytest.TempPathFactory, drawn: Path, weights: Path
     for seed in ("0", "1"):
         done = project.run("-P", f"data={drawn}", "-P", f"weights={weights}", "-P", f"seed={seed}", "-P", "image_size=96")
         assert done.returncode == 0, done.stderr
-    done = project.run("-e", "promote", "-P", "version=2", "-P", "min_accuracy=0")  # twenty-five steps of training
+    lenient = (
+        "-P",
+        "min_accuracy=0",
+        "-P",
+        "latency_allowed_ms=10000",
+    )  # 25 steps of training, on a machine that may be busy
+    done = project.run("-e", "promote", "-P", "version=2", *lenient)
     assert done.returncode == 0, done.stderr
     return project
-
-
-@pytest.fixture(scope="session")
-def pictures(drawn: Path) -> list[bytes]:
-    """A few drawn photos' bytes, cats first."""
-    return [path.read_bytes() for path in sorted(drawn.glob("val/*/*.jpg"))]
 
 
 def real(variable: str) -> Path:

@@ -2,7 +2,7 @@
 
 CATDOG_CHROMIUM names the Chromium binary (Debian's is /usr/bin/chromium); without it these tests skip.
 CATDOG_SCREENSHOTS names a folder for what the tests saw; without it pytest's own temporary folder takes it.
-The pictures of the README are made so:
+The screenshots in docs/ are made by
 
     CATDOG_CHROMIUM=/usr/bin/chromium CATDOG_SCREENSHOTS=docs python -m pytest tests/browser/test_screenshots.py
 """
@@ -71,7 +71,7 @@ class Window:
     def open_run(self, run: Run, tab: str = "") -> Page:
         return self.open(f"/experiments/{run.info.experiment_id}/runs/{run.info.run_id}{tab}")
 
-    def photograph(self, name: str) -> Path:
+    def screenshot(self, name: str) -> Path:
         path = self.screenshots / f"{name}.png"
         self.page.screenshot(path=path)
         return path

@@ -1,4 +1,4 @@
-"""The README's four pictures of the UI: how they are made, and that they stay small (see conftest.py)."""
+"""The four screenshots in docs/: how they are made, and that they stay small (see conftest.py)."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def wide_window(browser: Browser, ui: str, screenshots: Path) -> Iterator[Window
 
 
 def keep(window: Window, name: str, height: int) -> None:
-    """Photograph the page's upper part in 128 colours."""
+    """Save a screenshot of the page's upper part in 128 colours."""
     page = window.page
     page.get_by_role("button", name="Toggle sidebar").click()
     page.get_by_role("button", name="MLflow Assistant").evaluate("button => { button.style.visibility = 'hidden' }")
@@ -43,13 +43,13 @@ def keep(window: Window, name: str, height: int) -> None:
     )
     path = window.screenshots / f"{name}.png"
     page.screenshot(path=path, clip={"x": 0, "y": 0, "width": SIZE["width"], "height": height})
-    with Image.open(path) as picture:
-        small = picture.convert("RGB").quantize(128, dither=Image.Dither.NONE)
+    with Image.open(path) as image:
+        small = image.convert("RGB").quantize(128, dither=Image.Dither.NONE)
     small.save(path, optimize=True)
     assert path.stat().st_size < LARGEST_BYTES
 
 
-def test_the_picture_of_the_runs(wide_window: Window, trained: Trained):
+def test_the_screenshot_of_the_runs(wide_window: Window, trained: Trained):
     page = wide_window.open(f"/experiments/{trained.experiment}/runs")
     page.get_by_role("button", name="Views").click()
     page.get_by_role("menuitem", name="Results").get_by_text("Results").click()
@@ -58,7 +58,7 @@ def test_the_picture_of_the_runs(wide_window: Window, trained: Trained):
     keep(wide_window, "ui-runs", 430)
 
 
-def test_the_picture_of_a_comparison(wide_window: Window, trained: Trained):
+def test_the_screenshot_of_a_comparison(wide_window: Window, trained: Trained):
     page = wide_window.open(f"/experiments/{trained.experiment}/runs?compareRunsMode=CHART")
     page.get_by_role("searchbox", name="Search metric charts").fill("finetune/(train|val)_(loss|accuracy)")
     expect(page.get_by_role("heading", name="finetune/val_loss", exact=True)).to_be_visible()
@@ -66,16 +66,16 @@ def test_the_picture_of_a_comparison(wide_window: Window, trained: Trained):
     keep(wide_window, "ui-compare", 800)
 
 
-def test_the_picture_of_artifacts(wide_window: Window, trained: Trained):
+def test_the_screenshot_of_artifacts(wide_window: Window, trained: Trained):
     page = wide_window.open_run(trained.runs[1], "/artifacts/images/worst_mistakes.png")
-    picture = page.get_by_role("img", name="images/worst_mistakes.png")
-    expect(picture).to_be_visible()
-    page.wait_for_function("picture => picture.naturalWidth > 0", arg=picture.element_handle())
+    image = page.get_by_role("img", name="images/worst_mistakes.png")
+    expect(image).to_be_visible()
+    page.wait_for_function("image => image.naturalWidth > 0", arg=image.element_handle())
     page.get_by_text("Path:").first.evaluate("path => { path.style.visibility = 'hidden' }")  # of the machine it is made on
     keep(wide_window, "ui-artifacts", 640)
 
 
-def test_the_picture_of_a_version(wide_window: Window, trained: Trained):
+def test_the_screenshot_of_a_version(wide_window: Window, trained: Trained):
     page = wide_window.open("/models/CatDogClassifier/versions/2")
     expect(page.get_by_role("status", name="production", exact=True)).to_be_visible()
     expect(page.get_by_role("button", name="Description")).to_be_visible()

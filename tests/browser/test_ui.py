@@ -31,10 +31,10 @@ def row_of(page: Page, run: Run) -> Locator:
     return page.get_by_role("row").filter(has=page.get_by_role("link", name=run.info.run_name, exact=True))
 
 
-def assert_drawn(picture: Locator) -> None:
-    """A picture that was fetched and decoded, and not a broken one."""
-    expect(picture).to_be_visible()
-    picture.page.wait_for_function("picture => picture.complete && picture.naturalWidth > 0", arg=picture.element_handle())
+def assert_loaded(image: Locator) -> None:
+    """An image that was fetched and decoded."""
+    expect(image).to_be_visible()
+    image.page.wait_for_function("image => image.complete && image.naturalWidth > 0", arg=image.element_handle())
 
 
 def test_a_first_visit_leads_to_the_runs_in_three_clicks(first_window: Window, trained: Trained):
@@ -45,14 +45,14 @@ def test_a_first_visit_leads_to_the_runs_in_three_clicks(first_window: Window, t
     for run in trained.runs:
         link = page.get_by_role("link", name=run.info.run_name, exact=True)
         expect(link).to_have_attribute("href", re.compile(run.info.run_id))
-    first_window.photograph("first-visit")
+    first_window.screenshot("first-visit")
 
 
 def test_the_experiment_list_says_what_the_experiment_is_about(window: Window):
     page = window.open("/experiments")
     row = page.get_by_role("row").filter(has=page.get_by_role("link", name="catdog", exact=True))
     expect(row).to_contain_text("classifiers")
-    window.photograph("experiments")
+    window.screenshot("experiments")
 
 
 def test_the_runs_table_tells_the_trainings_apart_and_shows_data_and_versions(window: Window, trained: Trained):
@@ -63,7 +63,7 @@ def test_the_runs_table_tells_the_trainings_apart_and_shows_data_and_versions(wi
         model = page.locator(f'a[href$="/models/CatDogClassifier/versions/{number}"]')
         expect(model).to_contain_text(f"v{number}")
     expect(page.get_by_role("button", name=re.compile("train.*[0-9a-f]{16}"))).to_have_count(2)
-    window.photograph("runs")
+    window.screenshot("runs")
 
 
 def test_promotions_stay_folded_under_their_trainings(window: Window, trained: Trained):
@@ -73,7 +73,7 @@ def test_promotions_stay_folded_under_their_trainings(window: Window, trained: T
     for run in trained.runs:
         row_of(page, run).locator("[col-id*='Run Name'] button").first.click()
     expect(page.get_by_role("link", name=re.compile("production"))).to_have_count(2)
-    window.photograph("promotions")
+    window.screenshot("promotions")
 
 
 def test_the_view_of_results_has_the_columns_that_matter_best_first(window: Window, trained: Trained):
@@ -84,7 +84,7 @@ def test_the_view_of_results_has_the_columns_that_matter_best_first(window: Wind
         expect(page.get_by_role("columnheader", name=column).first).to_be_visible()
     names = page.get_by_role("link", name=re.compile("|".join(re.escape(run.info.run_name) for run in trained.runs)))
     expect(names).to_have_text([trained.runs[1].info.run_name, trained.runs[0].info.run_name])
-    window.photograph("results")
+    window.screenshot("results")
 
 
 def test_a_run_shows_its_card_figures_data_and_version(window: Window, trained: Trained):
@@ -100,17 +100,17 @@ def test_a_run_shows_its_card_figures_data_and_version(window: Window, trained: 
     expect(page.get_by_text(re.compile("train.*[0-9a-f]{16}")).first).to_be_visible()
     expect(page.locator('a[href$="/models/CatDogClassifier/versions/2"]').first).to_be_visible()
     expect(page.get_by_text(run.data.tags["data.digest"]).first).to_be_visible()
-    window.photograph("run")
+    window.screenshot("run")
 
 
 @pytest.mark.parametrize("name", ["plots/confusion_matrix.png", "plots/curves_finetune.png", "images/worst_mistakes.png"])
-def test_pictures_open_among_the_artifacts(window: Window, trained: Trained, name: str):
+def test_images_open_among_the_artifacts(window: Window, trained: Trained, name: str):
     page = window.open_run(trained.runs[1], "/artifacts")
     folder, file = name.split("/")
     page.get_by_text(folder, exact=True).click()
     page.get_by_text(file, exact=True).click()
-    assert_drawn(page.get_by_role("img", name=name))
-    window.photograph(f"artifact-{file.removesuffix('.png')}")
+    assert_loaded(page.get_by_role("img", name=name))
+    window.screenshot(f"artifact-{file.removesuffix('.png')}")
 
 
 def test_the_model_card_is_rendered_among_the_artifacts(window: Window, trained: Trained):
@@ -119,7 +119,7 @@ def test_the_model_card_is_rendered_among_the_artifacts(window: Window, trained:
     expect(page.get_by_role("heading", name="cat / dog classifier")).to_be_visible()
     expect(page.get_by_role("heading", name="Data", exact=True)).to_be_visible()
     expect(page.get_by_role("cell", name="test", exact=True)).to_be_visible()  # a table, and not its Markdown
-    window.photograph("card")
+    window.screenshot("card")
 
 
 def test_the_curves_of_a_training_are_drawn(window: Window, trained: Trained):
@@ -127,7 +127,7 @@ def test_the_curves_of_a_training_are_drawn(window: Window, trained: Trained):
     for curve in ("train_loss", "val_loss", "val_accuracy"):
         expect(page.get_by_role("heading", name=curve, exact=True)).to_be_attached()
     expect(page.locator("svg path.js-line").first).to_be_attached()
-    window.photograph("metrics")
+    window.screenshot("metrics")
 
 
 def test_two_learning_rates_are_compared_side_by_side(window: Window, trained: Trained):
@@ -148,7 +148,7 @@ def test_two_learning_rates_are_compared_side_by_side(window: Window, trained: T
     expect(page.get_by_role("link", name="test/accuracy", exact=True)).to_be_attached()
     for run in trained.runs:
         expect(page.get_by_text(f"{round(run.data.metrics['test/accuracy'], 3):g}", exact=True).first).to_be_attached()
-    window.photograph("compare")
+    window.screenshot("compare")
 
 
 def link_to(link: Locator, run: Run) -> bool:
@@ -169,7 +169,7 @@ def test_the_curves_of_both_runs_lie_in_one_chart(window: Window, trained: Train
     expect(page.locator(".scatterlayer path.js-line").nth(1)).to_be_attached()
     for run in trained.runs:
         expect(page.get_by_text(re.compile(rf"^{re.escape(run.info.run_name)}.*val_loss"))).to_be_attached()
-    window.photograph("curves")
+    window.screenshot("curves")
 
 
 def test_the_registry_lists_the_model_with_its_aliases(window: Window):
@@ -178,7 +178,7 @@ def test_the_registry_lists_the_model_with_its_aliases(window: Window):
     expect(row).to_contain_text(re.compile(r"@\sproduction\s*:\s*Version 2"))
     row.get_by_role("button", name="+1").click()
     expect(page.get_by_text(re.compile(r"@\sarchived")).first).to_be_visible()
-    window.photograph("models")
+    window.screenshot("models")
 
 
 def test_the_registered_model_says_what_it_is_and_lists_its_versions(window: Window):
@@ -189,7 +189,7 @@ def test_the_registered_model_says_what_it_is_and_lists_its_versions(window: Win
         expect(row.get_by_role("status", name=alias, exact=True)).to_contain_text(f"@ {alias}")
         expect(row.get_by_role("status", name="stage", exact=True)).to_contain_text(alias)
         expect(row.get_by_role("status", name="author", exact=True)).to_be_visible()
-    window.photograph("model")
+    window.screenshot("model")
     description = page.get_by_role("button", name="Description")
     if description.get_attribute("aria-expanded") != "true":
         description.click()
@@ -209,4 +209,4 @@ def test_a_version_shows_alias_tags_description_and_where_it_comes_from(
     expect(tag(page, "test/accuracy", f"{run.data.metrics['test/accuracy']:.4f}")).to_be_attached()
     expect(tag(page, "data.digest", run.data.tags["data.digest"])).to_be_attached()
     expect(tag(page, "author", re.compile(r"\w"))).to_be_attached()
-    window.photograph(f"version-{version}")
+    window.screenshot(f"version-{version}")

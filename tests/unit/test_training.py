@@ -99,7 +99,7 @@ def test_a_runs_title_starts_with_what_varies_most():
 
 
 @pytest.mark.parametrize(("name", "interpolation"), [("mobilenet_v2", "bilinear"), ("efficientnet_b0", "bicubic")])
-def test_images_are_resampled_as_the_backbones_preset_says(name: str, interpolation: str, pictures: list[bytes]):
+def test_images_are_resampled_as_the_backbones_preset_says(name: str, interpolation: str, images: list[bytes]):
     spec = load_backbone(name, "none", 2, seed=0).preprocess
     assert spec.interpolation == interpolation
     crop = augmentation(spec).transforms[1]
@@ -112,7 +112,7 @@ def test_images_are_resampled_as_the_backbones_preset_says(name: str, interpolat
         expected = 255 * (normalised * spec.std + spec.mean)
         return float(np.abs(preprocess(content, spec) - expected).mean())
 
-    assert np.mean([distance(content, spec) for content in pictures]) < np.mean([distance(c, wrong) for c in pictures])
+    assert np.mean([distance(content, spec) for content in images]) < np.mean([distance(c, wrong) for c in images])
 
 
 def test_each_image_is_embedded_once_and_never_again(dataset: Dataset, tmp_path: Path):
