@@ -18,7 +18,7 @@ demo: $(INSTALLED)  ## train on synthetic images, register, promote, serve and s
 	@python -m scripts.demo
 
 test: $(INSTALLED)  ## run the tests that take at most five minutes; TESTS= runs all, and a skipped one says what it needs
-	OMP_NUM_THREADS=1 python -m pytest -n 2 --dist loadgroup -m "$(TESTS)" $(ARGS)
+	OMP_NUM_THREADS=1 python -m pytest -n 2 -m "$(TESTS)" $(ARGS)
 
 check: $(INSTALLED)  ## check formatting, lint, types and import contracts
 	ruff format --check .

@@ -8,27 +8,33 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from xdist.remote import Producer
+from xdist.scheduler import LoadScopeScheduling
 
 from tests.project import Project, make_project
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark the tests that want Docker or Chromium by their folder, and group what two workers must not do twice or at once.
-
-    A group trains the project once; the commands in the docs change the Docker daemon that the Docker tests watch.
-    """
+    """Mark the tests that want Docker or Chromium by their folder."""
     for item in items:
-        path = item.path.relative_to(Path(__file__).parent)
-        folder, group = path.parts[0], str(path)
+        folder = item.path.relative_to(Path(__file__).parent).parts[0]
         if folder in ("docker", "browser"):
             item.add_marker(folder)
-            group = folder
-        elif path.name == "test_docs.py":
-            group = "docker"
-        elif "project" in getattr(item, "fixturenames", ()) or folder == "integration":
-            group = "project"
-        item.add_marker(pytest.mark.xdist_group(group))
+
+
+class Scheduling(LoadScopeScheduling):
+    """What one worker does alone: a file, or all files that share a trained project or the Docker daemon."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = nodeid.split("::")[0]
+        if file.startswith("tests/docker") or file.endswith("test_docs.py"):
+            return "docker"
+        return "project" if file.startswith("tests/integration") else file
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> Scheduling:
+    """With `-n 2`, one worker trains the project and another one runs the unit tests."""
+    return Scheduling(config, log)
 
 
 @pytest.fixture(autouse=True)
