@@ -332,11 +332,14 @@ def test_a_run_is_registered_once_with_metrics_tags_and_links(store: mlflow.Mlfl
 # In processes of their own, with the code of their artifacts:
 
 
-class Pickled(mlflow.pyfunc.PythonModel):
-    """Labels every image as a cat."""
+def pickled() -> mlflow.pyfunc.PythonModel:
+    """A model that labels every image as a cat; of a local class, so that the pickle holds its code."""
 
-    def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:
-        return pd.DataFrame([{"label": "cat", "confidence": 0.9} for _ in model_input["image"]])
+    class Pickled(mlflow.pyfunc.PythonModel):
+        def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:
+            return pd.DataFrame([{"label": "cat", "confidence": 0.9} for _ in model_input["image"]])
+
+    return Pickled()
 
 
 @pytest.fixture
@@ -385,7 +388,7 @@ def test_predictions_that_cannot_be_used_are_a_refusal(
 def test_a_model_that_needs_pickle_is_refused_and_can_be_forced(
     store: mlflow.MlflowClient, name: str, log_version: Callable[..., str], promoted: Callable[..., GateReport]
 ):
-    version = log_version(Pickled())
+    version = log_version(pickled())
     with pytest.raises(PromotionRefused, match="loads without pickle"):
         promoted(version)
     report = promoted(version, force=True, reason="it is all we have")
