@@ -127,6 +127,6 @@ def test_it_stops_within_10_s_of_sigterm(docker_client: DockerClient, stack: Sta
 
 def test_a_model_that_cannot_load_fails_the_wait_with_its_log(image: str):
     broken = environment(image, SERVING_MODEL_CONFIG='{"threds": 1}')
-    message = r"did not answer within 10 s; the log ends:(.|\n)*unknown 'threds'"
+    message = r"did not answer within 40 s; the log ends:(.|\n)*unknown 'threds'"
     with composed(FILE, f"{PROJECT}-broken", broken) as stack, pytest.raises(TimeoutError, match=message):
-        stack.await_up(f"{stack.address('serving', 8080)}/ping", 10)
+        stack.await_up(f"{stack.address('serving', 8080)}/ping", 40)
