@@ -24,7 +24,7 @@ from tests.project import Project, free_port, make_project, running
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page, Route
 
-PATIENCE_MS = 8_000  # for whatever must appear
+PATIENCE_MS = 30_000  # for whatever must appear
 RATES = ("0.0001", "0.001")  # the second learns faster, and comes out better
 FLAGS = [
     "--no-sandbox",

@@ -15,7 +15,7 @@ expect = pytest.importorskip(
     "playwright.sync_api",
     reason="playwright is not installed, which drives the Chromium that CATDOG_CHROMIUM names: install the dev extra",
 ).expect
-expect.set_options(timeout=8_000)
+expect.set_options(timeout=30_000)
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser

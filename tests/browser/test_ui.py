@@ -14,7 +14,7 @@ sync_api = pytest.importorskip(
     reason="playwright is not installed, which drives the Chromium that CATDOG_CHROMIUM names: install the dev extra",
 )
 expect = sync_api.expect
-expect.set_options(timeout=8_000)
+expect.set_options(timeout=30_000)
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
