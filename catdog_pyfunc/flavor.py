@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import importlib.metadata
-import io
 import shutil
 import sys
 import tempfile
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import mlflow
-import numpy as np
 import pandas as pd
 from mlflow.exceptions import MlflowException
 from mlflow.models import Model
@@ -22,19 +19,17 @@ from mlflow.models.model import ModelInfo
 from packaging.requirements import Requirement
 
 from catdog_pyfunc import bundle as bundles
-from catdog_pyfunc import internals
+from catdog_pyfunc import export, internals
 from catdog_pyfunc.bundle import Bundle, Description
 from catdog_pyfunc.classifier import Classifier
-from catdog_pyfunc.engine import OnnxEngine, Outputs
-from catdog_pyfunc.errors import EnginesDisagree, InvalidBundle, RegistryError, first_line
+from catdog_pyfunc.errors import InvalidBundle, RegistryError, first_line
 from catdog_pyfunc.images import IMAGE_COLUMN
-from catdog_pyfunc.preprocessing import DEFAULT_LIMITS, Floats, Limits, preprocess
+from catdog_pyfunc.preprocessing import DEFAULT_LIMITS, Floats, Limits
 from catdog_pyfunc.pyfunc_model import BUNDLE_ARTIFACT, DEFAULT_MODEL_CONFIG, signature
 
 if TYPE_CHECKING:
-    from catdog_pyfunc.network import Network, ServingNetwork
+    from catdog_pyfunc.network import Network
 
-TOLERANCE = 1e-3  # largest difference between the two engines' logits
 _PACKAGE = Path(__file__).parent
 
 
@@ -199,71 +194,15 @@ def downloaded_model(model_uri: str) -> Iterator[Path]:
         yield folder
 
 
-def export_graph(network: Network, description: Description, reference_embeddings: Floats) -> bytes:
-    """Export a network to ONNX: input `images` (N, size, size, 3) uint8, outputs as in `Outputs`.
-
-    Args:
-        network: On CPU, in evaluation mode.
-        description: Its preprocessing becomes part of the graph.
-        reference_embeddings: (M, D); also part of the graph.
-
-    Returns:
-        An ONNX file's content; N is dynamic.
-    """
-    import torch
-
-    size = description.preprocess.size
-    example = torch.zeros(2, size, size, 3, dtype=torch.uint8)
-    content = io.BytesIO()
-    with warnings.catch_warnings(), torch.inference_mode(False), torch.no_grad():
-        # dynamo=False gives the same graph in 0.7 s instead of 6.5 and without onnxscript; PyTorch deprecates it and warns.
-        warnings.simplefilter("ignore")
-        torch.onnx.export(
-            _serving_network(network, description, reference_embeddings),
-            (example,),
-            content,  # type: ignore[arg-type]  # accepts a file object, but declares only paths
-            dynamo=False,
-            opset_version=17,
-            input_names=["images"],
-            output_names=list(Outputs._fields),
-            dynamic_axes={name: {0: "N"} for name in ("images", *Outputs._fields)},
-        )
-    return content.getvalue()
-
-
-def _serving_network(network: Network, description: Description, reference_embeddings: Floats) -> ServingNetwork:
-    import torch
-
-    from catdog_pyfunc.network import ServingNetwork
-
-    return ServingNetwork(network, description.preprocess, torch.from_numpy(reference_embeddings)).eval()
-
-
 def _write_bundle(
     path: Path, network: Network, description: Description, reference_embeddings: Floats, images: Sequence[bytes]
 ) -> Bundle:
     from safetensors.torch import save
 
-    graph = export_graph(network, description, reference_embeddings)
-    _check_agreement(graph, network, description, reference_embeddings, images)
+    graph = export.onnx_graph(network, description, reference_embeddings)
+    export.check_agreement(graph, network, description, reference_embeddings, images)
     weights = save({name: tensor.contiguous() for name, tensor in network.state_dict().items()})
     return bundles.write(path, description, reference_embeddings, weights=weights, graph=graph)
-
-
-def _check_agreement(
-    graph: bytes, network: Network, description: Description, reference_embeddings: Floats, images: Sequence[bytes]
-) -> None:
-    import torch
-
-    batch = np.stack([preprocess(image, description.preprocess) for image in images])
-    with torch.inference_mode():
-        expected = _serving_network(network, description, reference_embeddings)(torch.from_numpy(batch))[0].numpy()
-    difference = np.abs(expected - OnnxEngine(graph).run(batch).logits)
-    if not (difference <= TOLERANCE).all():  # written so that NaN fails too
-        raise EnginesDisagree(
-            f"PyTorch and ONNX Runtime differ by {difference.max():.2g} in the logits of {len(batch)} images, more than "
-            f"{TOLERANCE:g}: nothing was saved; try another backbone or another version of onnxruntime"
-        )
 
 
 def _save_flavors(path: Path, scratch: Path, network: Network, bundle: Bundle, image: bytes, model: Model) -> None:
@@ -284,7 +223,11 @@ def _save_flavors(path: Path, scratch: Path, network: Network, bundle: Bundle, i
         model_config=dict(DEFAULT_MODEL_CONFIG),  # MLflow later accepts only the keys given here
         mlflow_model=model,
     )
-    _save_torchscript(path / "pytorch", network, bundle.description.preprocess.size)
+    folder = path / "pytorch"
+    folder.mkdir()
+    export.save_torchscript(network, bundle.description.preprocess.size, folder / "model.pth")
+    name, module = internals.PICKLE_MODULE_FILE
+    (folder / name).write_text(module)
 
 
 def _pinned_requirements() -> list[str]:
@@ -297,23 +240,6 @@ def _pinned_requirements() -> list[str]:
             marker = f"; {requirement.marker}" if requirement.marker else ""
             pinned.append(f"{requirement.name}=={importlib.metadata.version(requirement.name)}{marker}")
     return pinned
-
-
-def _save_torchscript(folder: Path, network: Network, size: int) -> None:
-    """Write the files that `mlflow.pytorch.load_model` loads.
-
-    TorchScript is the only format which that function loads into a module with `.to()` and `.eval()` without unpickling
-    Python objects: `pt2` has no `.eval()`, and a pickled module can run any code.
-    """
-    import torch
-
-    folder.mkdir(parents=True)
-    with warnings.catch_warnings(), torch.no_grad():
-        warnings.simplefilter("ignore")  # PyTorch deprecates TorchScript
-        traced = torch.jit.trace(network.requires_grad_(False), torch.zeros(2, 3, size, size), check_trace=False)  # type: ignore[no-untyped-call]
-        torch.jit.save(traced, folder / "model.pth")
-    name, module = internals.PICKLE_MODULE_FILE
-    (folder / name).write_text(module)
 
 
 def _add_frameworks(model: Model) -> None:

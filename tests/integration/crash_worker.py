@@ -7,11 +7,13 @@ line at once, and answers with their exit codes. It forks after all imports, so 
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import signal
 import sys
-import time
 import traceback
+from collections.abc import Callable
+from multiprocessing.synchronize import Barrier
 from typing import Any
 
 import mlflow
@@ -40,20 +42,20 @@ def die_before(number: int) -> None:
     rest_utils.http_request = counted
 
 
-def promote(name: str, version: str, alias: str = "production", start: float = 0.0) -> None:
-    """Move an alias without a gate; all that are given the same start decide on the same entries."""
+def promote(name: str, version: str, alias: str = "production", decided: Callable[[], object] = lambda: None) -> None:
+    """Move an alias without a gate; `decided` is called between reading the entries and writing."""
     audit_log = open_audit_log(name)
     seen = reconcile.reconcile(audit_log)
-    time.sleep(max(0.0, start - time.time()))
+    decided()
     reconcile.commit(audit_log, Entry(PROMOTED, alias, version, replay(seen).aliases.get(alias)), seen)
 
 
-def do(job: dict[str, Any]) -> int:
+def do(job: dict[str, Any], all_decided: Barrier) -> int:
     if "die_before" in job:
         die_before(job["die_before"])
     try:
         if job["do"] == "promote":
-            promote(job["name"], job["version"], start=job.get("start", 0.0))
+            promote(job["name"], job["version"], decided=lambda: all_decided.wait(60))
         elif job["do"] == "rollback":
             reconcile.roll_back(job["name"])
         else:
@@ -69,12 +71,13 @@ def do(job: dict[str, Any]) -> int:
 def main() -> None:
     mlflow.set_tracking_uri(sys.argv[1])
     for line in sys.stdin:
-        children = []
-        for job in json.loads(line):
+        jobs, children = json.loads(line), []
+        all_decided = multiprocessing.get_context("fork").Barrier(len(jobs))  # all jobs decide on the same entries
+        for job in jobs:
             pid = os.fork()
             if pid == 0:
                 os.dup2(2, 1)  # what MLflow prints must not get between the answers
-                os._exit(do(job))
+                os._exit(do(job, all_decided))
             children.append(pid)
         print(json.dumps([os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in children]), flush=True)
 

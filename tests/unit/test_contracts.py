@@ -130,7 +130,7 @@ def test_torchvisions_pets_list_files_and_binary_classes():
 
 
 def test_what_pytorch_deprecates_is_still_there():
-    # flavor.export_graph and flavor._save_torchscript: public, but to be replaced when PyTorch removes them.
+    # export.onnx_graph and export.save_torchscript: public, but to be replaced when PyTorch removes them.
     assert "dynamo" in inspect.signature(torch.onnx.export).parameters
     assert callable(torch.jit.trace)
     assert callable(torch.jit.save)

@@ -21,7 +21,7 @@ import torch
 from packaging.requirements import Requirement
 
 import catdog_pyfunc
-from catdog_pyfunc import bundle, engine, flavor, internals
+from catdog_pyfunc import bundle, engine, export, flavor, internals
 from catdog_pyfunc.bundle import Bundle, Description
 from catdog_pyfunc.classifier import Classifier
 from catdog_pyfunc.engine import OnnxEngine, Outputs, TorchEngine, open_engine
@@ -224,8 +224,8 @@ def test_saving_is_refused_if_the_engines_disagree(
     tiny_network: Network, images: list[bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     other = Network(tiny_network.features, 8, 3).eval()
-    graph = flavor.export_graph(other, DESCRIPTION, REFERENCE_EMBEDDINGS)
-    monkeypatch.setattr(flavor, "export_graph", lambda *_: graph)
+    graph = export.onnx_graph(other, DESCRIPTION, REFERENCE_EMBEDDINGS)
+    monkeypatch.setattr(export, "onnx_graph", lambda *_: graph)
     with pytest.raises(EnginesDisagree) as caught:
         flavor.save_model(tmp_path / "model", tiny_network, DESCRIPTION, REFERENCE_EMBEDDINGS, images=images[:3])
     message = str(caught.value)

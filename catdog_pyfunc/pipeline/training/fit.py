@@ -12,7 +12,7 @@ import mlflow
 import numpy as np
 import onnxruntime
 
-from catdog_pyfunc import flavor
+from catdog_pyfunc import export
 from catdog_pyfunc.bundle import Description
 from catdog_pyfunc.engine import OnnxEngine
 from catdog_pyfunc.pipeline.cache import cache_dir
@@ -96,7 +96,7 @@ def _embed(dataset: Dataset, backbone: Backbone, split: str, cache: Path, flip: 
     def engine() -> OnnxEngine:  # created only if an image is not in the cache
         description = Description(backbone.name, dataset.classes, backbone.preprocess)
         return OnnxEngine(
-            flavor.export_graph(backbone.network, description, np.zeros((1, backbone.network.head.in_features), np.float32))
+            export.onnx_graph(backbone.network, description, np.zeros((1, backbone.network.head.in_features), np.float32))
         )
 
     # Another version of ONNX Runtime may round differently, so it is part of the cache key.
