@@ -258,7 +258,7 @@ def test_nothing_is_left_if_saving_fails_halfway(
     def fail(*_: object) -> None:
         raise OSError("No space left on device")
 
-    monkeypatch.setattr(flavor, "_save_torchscript", fail)
+    monkeypatch.setattr(export, "save_torchscript", fail)
     with pytest.raises(OSError, match="No space left"):
         flavor.save_model(tmp_path / "model", tiny_network, DESCRIPTION, REFERENCE_EMBEDDINGS, images=images[:3])
     assert list(tmp_path.iterdir()) == []
