@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import mlflow
 import pytest
 from xdist.remote import Producer
 from xdist.scheduler import LoadScopeScheduling
@@ -22,18 +23,21 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(folder)
 
 
+USE_PROJECT = {f"test_{name}" for name in ("evaluator", "fuzz", "requests", "run_local", "serving", "workflow")}
+
+
 class Scheduling(LoadScopeScheduling):
-    """What one worker does alone: a file, or all files that share a trained project or the Docker daemon."""
+    """What one worker does alone: a file, or all files that share the trained `project` or the Docker daemon."""
 
     def _split_scope(self, nodeid: str) -> str:
         file = nodeid.split("::")[0]
-        if file.startswith("tests/docker") or file.endswith("test_docs.py"):
+        if file.startswith("tests/docker") or file == "tests/integration/test_docs.py":
             return "docker"
-        return "project" if file.startswith("tests/integration") else file
+        return "project" if Path(file).stem in USE_PROJECT else file
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> Scheduling:
-    """With `-n 2`, one worker trains the project and another one runs the unit tests."""
+    """With `-n 2`, one worker trains the project and another one runs what doesn't need it."""
     return Scheduling(config, log)
 
 
@@ -86,18 +90,20 @@ def weights(drawn: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def project(tmp_path_factory: pytest.TempPathFactory, drawn: Path, weights: Path) -> Project:
     """Two trained versions of which the second is in production."""
+    from catdog_pyfunc.pipeline import Promotion, Thresholds, TrainingConfig, promote, train
+
     project = make_project(tmp_path_factory.mktemp("project"))
-    for seed in ("0", "1"):
-        done = project.run("-P", f"data={drawn}", "-P", f"weights={weights}", "-P", f"seed={seed}", "-P", "image_size=96")
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("XDG_CACHE_HOME", project.environment["XDG_CACHE_HOME"])
+        mlflow.set_tracking_uri(project.tracking_uri)
+        train(TrainingConfig(data=str(drawn), weights=str(weights), image_size=96))
+        done = project.run("-P", f"data={drawn}", "-P", f"weights={weights}", "-P", "seed=1", "-P", "image_size=96")
         assert done.returncode == 0, done.stderr
-    lenient = (
-        "-P",
-        "min_accuracy=0",
-        "-P",
-        "latency_allowed_ms=10000",
-    )  # 25 steps of training, on a machine that may be busy
-    done = project.run("-e", "promote", "-P", "version=2", *lenient)
-    assert done.returncode == 0, done.stderr
+        lenient = Thresholds(
+            min_accuracy=0.0, latency_allowed_ms=10_000.0
+        )  # 25 steps of training, on a machine that may be busy
+        promote(Promotion("2"), lenient)
+        mlflow.set_tracking_uri(None)
     return project
 
 

@@ -36,7 +36,7 @@ def tracking_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         yield address
 
 
-@pytest.fixture(params=["local", "server"])
+@pytest.fixture(params=["local", pytest.param("server", marks=pytest.mark.slow)])
 def registered(request: pytest.FixtureRequest, image: bytes, tmp_path: Path) -> Iterator[str]:
     """The URI of a registered version, in a local store or on a server."""
     local = request.param == "local"

@@ -39,8 +39,7 @@ def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
             pytest.skip("CATDOG_POSTGRESQL is not set: it names an empty PostgreSQL database, as an SQLAlchemy URL")
     command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", store, "--workers", "1"]
     command += ["--artifacts-destination", str(folder / "artifacts"), "--host", "127.0.0.1", "--port", str(port)]
-    environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}  # needless here
-    with running(command, f"http://127.0.0.1:{port}/health", folder / "log", cwd=folder, env=environment):
+    with running(command, f"http://127.0.0.1:{port}/health", folder / "log", cwd=folder):
         yield f"http://127.0.0.1:{port}"
 
 

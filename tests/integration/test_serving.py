@@ -84,6 +84,7 @@ def test_the_documented_curl_line(torchless: Project, elsewhere: Path):
         assert broken["error"].startswith("image 1 is ")
 
 
+@pytest.mark.slow
 def test_mlflow_models_predict(torchless: Project, elsewhere: Path):
     words = ["mlflow", "models", "predict", "-m", URI, "-i", "request.json", "-t", "json", "--env-manager", "local"]
     done = torchless.command(*words, cwd=elsewhere)
@@ -92,6 +93,7 @@ def test_mlflow_models_predict(torchless: Project, elsewhere: Path):
     assert_is_row(row)
 
 
+@pytest.mark.slow
 def test_scripts_predict(torchless: Project, elsewhere: Path):
     done = torchless.command("python", "-m", "scripts.predict", "photo.jpg", cwd=elsewhere)
     assert done.returncode == 0, done.stderr
@@ -102,6 +104,7 @@ def test_scripts_predict(torchless: Project, elsewhere: Path):
     assert "text.jpg: image 1 is" in several.stderr
 
 
+@pytest.mark.slow
 def test_mlflow_run_predict_from_elsewhere(project: Project, elsewhere: Path):
     words = ["mlflow", "run", str(REPOSITORY), "-e", "predict", "--env-manager", "local", "--experiment-name", "catdog"]
     done = project.command(*words, "-P", f"image={elsewhere / 'photo.jpg'}", cwd=elsewhere)

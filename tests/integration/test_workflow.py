@@ -98,6 +98,7 @@ def test_the_model_holds_its_card(project: Project):
     assert "curl" in card
 
 
+@pytest.mark.slow
 def test_registering_again_makes_no_second_version(project: Project):
     run_id = training_run(project).info.run_id
     done = project.run("-e", "register", "-P", f"run_id={run_id}")
@@ -115,6 +116,7 @@ def test_plain_mlflow_register_model_works(project: Project):
     assert done.stdout.strip().endswith("1")
 
 
+@pytest.mark.slow
 def test_promoted_to_staging_rolled_back_and_told(project: Project):
     lenient = ("-P", "min_accuracy=0", "-P", "latency_allowed_ms=60000", "-P", "recall_margin=1", "-P", "alpha=0")
     lenient += ("-P", "log_loss_margin=9", "-P", "calibration_margin=1", "-P", "alias=staging", "-P", "reason=to look at it")
@@ -132,6 +134,7 @@ def test_promoted_to_staging_rolled_back_and_told(project: Project):
     assert [("rolled back" in line, "seen enough" in line) for line in lines] == [(False, False)] * 2 + [(True, True)]
 
 
+@pytest.mark.slow
 def test_evaluate_writes_a_run_of_its_own(project: Project, drawn: Path):
     done = project.run("-e", "evaluate", "-P", f"data={drawn}")
     assert done.returncode == 0, done.stderr
@@ -196,8 +199,11 @@ def test_corrupt_and_leaking_images_are_named_and_do_not_stop_the_run(
     ("words", "message"),
     [
         (["-P", "finetune_epochs=0"], "finetune_epochs is 0 and weights are 'none' (the default for the sample)"),
-        (["-e", "evaluate", "-P", "model_uri=models:/Nobody@production"], "models:/Nobody@production"),
-        (["-e", "predict", "-P", "image=/no/such.jpg"], "/no/such.jpg"),
+        pytest.param(
+            *(["-e", "evaluate", "-P", "model_uri=models:/Nobody@production"], "models:/Nobody@production"),
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(["-e", "predict", "-P", "image=/no/such.jpg"], "/no/such.jpg", marks=pytest.mark.slow),
     ],
 )
 def test_a_mistake_is_a_message_and_a_failed_run(words: list[str], message: str, project: Project):
