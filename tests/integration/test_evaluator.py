@@ -30,7 +30,6 @@ FILES = {
 
 @pytest.fixture
 def tracking(project: Project, monkeypatch: pytest.MonkeyPatch) -> Iterator[mlflow.MlflowClient]:
-    before = mlflow.get_tracking_uri()
     mlflow.set_tracking_uri(project.tracking_uri)
     client = project.client()
     experiment = client.get_experiment_by_name("evaluator")
@@ -39,7 +38,7 @@ def tracking(project: Project, monkeypatch: pytest.MonkeyPatch) -> Iterator[mlfl
         experiment_id=experiment.experiment_id if experiment else client.create_experiment("evaluator", location)
     )
     yield client
-    mlflow.set_tracking_uri(before)
+    mlflow.set_tracking_uri(None)
 
 
 @pytest.fixture(scope="module")

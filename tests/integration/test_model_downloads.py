@@ -40,7 +40,6 @@ def tracking_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 def registered(request: pytest.FixtureRequest, image: bytes, tmp_path: Path) -> Iterator[str]:
     """The URI of a registered version, in a local store or on a server."""
     local = request.param == "local"
-    before = mlflow.get_tracking_uri()
     mlflow.set_tracking_uri(f"sqlite:///{tmp_path / 'mlflow.db'}" if local else request.getfixturevalue("tracking_server"))
     try:
         experiment = mlflow.create_experiment(f"flavor {tmp_path.name}", str(tmp_path / "artifacts") if local else None)
@@ -63,7 +62,7 @@ def registered(request: pytest.FixtureRequest, image: bytes, tmp_path: Path) -> 
         assert info.tags["stage"] == "dev"
         yield f"models:/Tiny/{info.registered_model_version}"
     finally:
-        mlflow.set_tracking_uri(before)
+        mlflow.set_tracking_uri(None)
 
 
 @pytest.fixture

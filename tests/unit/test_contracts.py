@@ -95,10 +95,9 @@ def test_aliases_and_versions_resolve_to_name_and_version(tmp_path: Path):
 
 @pytest.fixture
 def store(tmp_path: Path) -> Iterator[mlflow.MlflowClient]:
-    before = mlflow.get_tracking_uri()
     mlflow.set_tracking_uri(f"sqlite:///{tmp_path / 'mlflow.db'}")
     yield mlflow.MlflowClient()
-    mlflow.set_tracking_uri(before)
+    mlflow.set_tracking_uri(None)
 
 
 def test_models_on_this_machine_are_found_and_others_are_not(store: mlflow.MlflowClient, tmp_path: Path):

@@ -35,13 +35,12 @@ PHOTO = ModelSignature(Schema([ColSpec("binary", "photo")]))
 def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[mlflow.MlflowClient]:
     """A tracking store with an experiment for these tests."""
     folder = tmp_path_factory.mktemp("store")
-    before = mlflow.get_tracking_uri()
     mlflow.set_tracking_uri(f"sqlite:///{folder / 'mlflow.db'}")
     client = mlflow.MlflowClient()
     client.create_experiment("catdog", artifact_location=(folder / "artifacts").as_uri())
     mlflow.set_experiment("catdog")
     yield client
-    mlflow.set_tracking_uri(before)
+    mlflow.set_tracking_uri(None)
     os.environ.pop("MLFLOW_EXPERIMENT_ID", None)  # set_experiment leaves it there
 
 

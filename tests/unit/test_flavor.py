@@ -316,13 +316,12 @@ def test_a_local_folder_is_used_as_it_is(tiny_model: Path, temporary: Path):
     "uri", ["models:/Nobody/1", "models:/Nobody@production", "runs:/0123456789abcdef/model", "no/folder"]
 )
 def test_a_missing_model_is_a_registry_error_with_the_remedy(uri: str, tmp_path: Path, temporary: Path):
-    before = mlflow.get_tracking_uri()
     mlflow.set_tracking_uri(f"sqlite:///{tmp_path / 'mlflow.db'}")
     try:
         with pytest.raises(RegistryError) as caught, flavor.downloaded_model(uri):
             pass
     finally:
-        mlflow.set_tracking_uri(before)
+        mlflow.set_tracking_uri(None)
     assert str(caught.value).startswith(f"cannot load model {uri} from sqlite:///{tmp_path / 'mlflow.db'} (")
     assert str(caught.value).endswith(
         "): give models:/<name>@<alias>, models:/<name>/<version>, runs:/<run id>/model or a folder"

@@ -110,7 +110,6 @@ def test_the_examples_in_the_docstrings_run(
     monkeypatch.chdir(tmp_path)
     if name == "load_model":
         (tmp_path / "model").symlink_to(tiny_model)
-    before = mlflow.get_tracking_uri()
     mlflow.set_tracking_uri(f"sqlite:///{tmp_path / 'mlflow.db'}")
     names = {"catdog_pyfunc": catdog_pyfunc, "mlflow": mlflow, "np": np, "image": images[0], "network": tiny_network}
     names |= {"description": replace(DESCRIPTION, backbone="resnet18"), "reference": REFERENCE_EMBEDDINGS}
@@ -120,7 +119,7 @@ def test_the_examples_in_the_docstrings_run(
         report: list[str] = []
         failed, tried = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS).run(test, out=report.append)
     finally:
-        mlflow.set_tracking_uri(before)
+        mlflow.set_tracking_uri(None)
     assert (failed, tried > 0) == (0, True), "".join(report)
 
 
