@@ -51,15 +51,19 @@ class FakeRegistry:
 
     # registry
 
-    def get_registered_model(self, name: str) -> SimpleNamespace:
+    def _check(self, name: str) -> None:
         if name != self.name:
             raise MlflowException(f"no model {name}")
+
+    def get_registered_model(self, name: str) -> SimpleNamespace:
+        self._check(name)
         return SimpleNamespace(
             aliases=dict(self.aliases), description=self.description, latest_versions=list(self.versions.values())[-1:]
         )
 
     def get_model_version(self, name: str, version: str) -> SimpleNamespace:
-        if name != self.name or str(version) not in self.versions:
+        self._check(name)
+        if str(version) not in self.versions:
             raise MlflowException(f"no version {version}")
         found = self.versions[str(version)]
         return SimpleNamespace(**{**vars(found), "tags": dict(found.tags)})
@@ -76,19 +80,23 @@ class FakeRegistry:
 
     @write
     def delete_registered_model_alias(self, name: str, alias: str) -> None:
-        self.aliases.pop(alias, None)
+        self._check(name)
+        del self.aliases[alias]
 
     @write
     def set_model_version_tag(self, name: str, version: str, key: str, value: str) -> None:
+        self._check(name)
         self.versions[version].tags[key] = value
 
     @write
     def update_model_version(self, name: str, version: str, description: str) -> None:
+        self._check(name)
         assert len(description) <= MAX_DESCRIPTION
         self.versions[version].description = description
 
     @write
     def update_registered_model(self, name: str, description: str) -> None:
+        self._check(name)
         assert len(description) <= MAX_DESCRIPTION
         self.description = description
 

@@ -56,7 +56,8 @@ def assert_consistent(registry: FakeRegistry) -> None:
     )
 
 
-def test_versions_are_promoted_and_rolled_back(registry: FakeRegistry):
+def test_versions_are_promoted_and_rolled_back(registry: FakeRegistry, monkeypatch: pytest.MonkeyPatch):
+    parents: list[str] = []
     promote("1")
     promote("2", "staging")
     assert registry.aliases == {"production": "1", "staging": "2"}
@@ -66,12 +67,15 @@ def test_versions_are_promoted_and_rolled_back(registry: FakeRegistry):
     promote("3")
     assert registry.aliases == {"production": "3", "archived": "2"}
     assert stages(registry) == {"1": "archived", "2": "archived", "3": "production"}
-    assert [reconcile.roll_back(NAME).version for _ in range(2)] == ["2", "1"]
+    assert [(entry.version, entry.reason) for entry in (reconcile.roll_back(NAME) for _ in "12")] == [("2", ""), ("1", "")]
     assert (registry.aliases, stages(registry)["3"]) == ({"production": "1", "archived": "2"}, "archived")
     with pytest.raises(RegistryError, match="nothing to roll back to: version 1 is the first in 'production'"):
         reconcile.roll_back(NAME)
     promote("4")
+    monkeypatch.setattr(reconcile.tracking, "set_parent_run", parents.append)
+    monkeypatch.setattr(reconcile.tracking, "active_run_id", lambda: "run of the rollback")
     entry = reconcile.roll_back(NAME, reason="wrong on kittens")
+    assert (entry.run_id, parents) == ("run of the rollback", ["run 1"])
     assert (entry.action, entry.version, entry.previous, entry.reason) == ("rolled back", "1", "4", "wrong on kittens")
     assert [entry.action for entry in reconcile.history(NAME)].count("rolled back") == 3
     assert_consistent(registry)
