@@ -418,7 +418,7 @@ def test_the_defaults_are_the_documented_ones():
 
 @pytest.mark.parametrize("reason", ["", "  "])
 def test_forcing_needs_a_reason(reason: str):
-    with pytest.raises(InvalidSetting, match="^to force a promotion, give a reason"):
+    with pytest.raises(InvalidSetting, match=r"^to force a promotion, give a reason"):
         Promotion("1", force=True, reason=reason)
     assert not Promotion("1", reason=reason).force
 
