@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -41,17 +41,21 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> Schedul
     return Scheduling(config, log)
 
 
-@pytest.fixture(autouse=True)
-def environment_restored(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Restore the environment, and the experiment that MLflow keeps in a global variable of the process."""
+@contextlib.contextmanager
+def restored_environment() -> Iterator[None]:
+    """Restore the environment, and the experiment that MLflow keeps there and in a global variable."""
     before = dict(os.environ)
-    monkeypatch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
-    monkeypatch.setenv("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    os.environ |= {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false"}
     yield
     os.environ.clear()
     os.environ.update(before)
-    if "mlflow.tracking.fluent" in sys.modules:
-        sys.modules["mlflow.tracking.fluent"]._active_experiment_id = None
+    mlflow.tracking.fluent._active_experiment_id = None
+
+
+@pytest.fixture(autouse=True)
+def environment_restored() -> Iterator[None]:
+    with restored_environment():
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -93,8 +97,8 @@ def project(tmp_path_factory: pytest.TempPathFactory, drawn: Path, weights: Path
     from catdog_pyfunc.pipeline import Promotion, Thresholds, TrainingConfig, promote, train
 
     project = make_project(tmp_path_factory.mktemp("project"))
-    with pytest.MonkeyPatch.context() as environment:
-        environment.setenv("XDG_CACHE_HOME", project.environment["XDG_CACHE_HOME"])
+    with restored_environment():
+        os.environ["XDG_CACHE_HOME"] = project.environment["XDG_CACHE_HOME"]
         mlflow.set_tracking_uri(project.tracking_uri)
         train(TrainingConfig(data=str(drawn), weights=str(weights), image_size=96))
         done = project.run("-P", f"data={drawn}", "-P", f"weights={weights}", "-P", "seed=1", "-P", "image_size=96")
