@@ -4,6 +4,7 @@ PYTHON ?= python3
 VENV   := .venv
 INSTALLED := $(VENV)/.installed
 PEERS := .venv-peers/.installed
+UV := $(VENV)/bin/uv pip install --quiet --python
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 export MLFLOW_DISABLE_TELEMETRY ?= true
 TESTS ?= not slow and not docker
@@ -41,13 +42,14 @@ clean:  ## remove .venv, build outputs and caches; runs and models (mlflow.db, m
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(INSTALLED): pyproject.toml catdog_pyfunc/requirements.txt plugin/pyproject.toml constraints.txt
-	@echo "installing into $(VENV), about two minutes; later calls reuse it"
+	@echo "installing into $(VENV) with uv, about a minute; later calls reuse it"
 	$(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[train,dev]' -e ./plugin
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt uv
+	$(UV) $(VENV)/bin/python -c constraints.txt -e '.[train,dev]' -e ./plugin
 	@touch $@
 
-$(PEERS): benchmarks/peers/requirements.txt constraints.txt
-	@echo "installing the alternatives to compare with into .venv-peers, about two minutes and 6 GB"
+$(PEERS): $(INSTALLED) benchmarks/peers/requirements.txt constraints.txt
+	@echo "installing the alternatives to compare with into .venv-peers, about a minute and 6 GB"
 	$(PYTHON) -m venv .venv-peers
-	.venv-peers/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -r benchmarks/peers/requirements.txt
+	$(UV) .venv-peers/bin/python -c constraints.txt -r benchmarks/peers/requirements.txt
 	@touch $@
