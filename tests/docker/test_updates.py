@@ -203,7 +203,7 @@ def test_a_killed_update_is_noticed_and_recovered(
         update = target.start("update", "--name", live.name, "-C", "ready_timeout_s=1000")
         candidate = await_container(docker_client, f"catdog-{live.name}.new", update)
         update.kill()
-        update.wait()
+        update.communicate()
         with pytest.raises(MlflowException, match="has been changing for"):
             deployments.update_deployment(live.name)
         # What `commit` does first once a candidate has passed: from here on it serves, and the next update does the rest.
