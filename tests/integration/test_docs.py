@@ -41,7 +41,7 @@ EXPECTED = {
     "catdog predict": r"Predicted class: (cat|dog), Confidence: [01]\.\d{4}",
     "models predict": _ROW,
     "build-docker": "Successfully built|naming to",
-    "deployments create": r"live: models:/CatDogClassifier/2 serves at http://127.0.0.1:5001/invocations",
+    "deployments create": r"live: models:/CatDogClassifier/\d+ serves at http://127.0.0.1:5001/invocations",
     "deployments predict": _ROW,
     "-C workers=1": "Deployment live is updated",
     "deployments list": "'name': 'live'",
