@@ -23,6 +23,7 @@ from catdog_pyfunc.errors import (
     PromotionLost,
     PromotionRefused,
     RegistryError,
+    ScoringFailed,
     TrackingError,
 )
 
@@ -39,6 +40,9 @@ if TYPE_CHECKING:
     from catdog_pyfunc.pipeline.registry.promotion import Promotion, promote
     from catdog_pyfunc.pipeline.registry.reconcile import history, roll_back
     from catdog_pyfunc.pipeline.registry.versions import register
+    from catdog_pyfunc.pipeline.scoring.config import ScoringConfig
+    from catdog_pyfunc.pipeline.scoring.score import ScoringResult, score
+    from catdog_pyfunc.pipeline.scoring.summary import Summary
     from catdog_pyfunc.pipeline.training.config import TrainingConfig
     from catdog_pyfunc.pipeline.training.train import TrainingResult, train
 
@@ -63,6 +67,10 @@ __all__ = [
     "PromotionRefused",
     "RegistryError",
     "Reliability",
+    "ScoringConfig",
+    "ScoringFailed",
+    "ScoringResult",
+    "Summary",
     "Thresholds",
     "TrackingError",
     "TrainingConfig",
@@ -73,6 +81,7 @@ __all__ = [
     "promote",
     "register",
     "roll_back",
+    "score",
     "train",
 ]
 _MODULES = {
@@ -88,6 +97,9 @@ _MODULES = {
     "registry.promotion": ("Promotion", "promote"),
     "registry.reconcile": ("history", "roll_back"),
     "registry.versions": ("register",),
+    "scoring.config": ("ScoringConfig",),
+    "scoring.score": ("ScoringResult", "score"),
+    "scoring.summary": ("Summary",),
     "training.config": ("TrainingConfig",),
     "training.train": ("TrainingResult", "train"),
 }
