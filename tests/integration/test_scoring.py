@@ -24,7 +24,15 @@ def test_a_command_that_was_killed_goes_on_and_each_image_is_there_once(project:
     images = [file.read_bytes() for file in sorted(drawn.glob("val/*/*.jpg"))]
     table = pa.table({"path": [f"{number:05}" for number in range(IMAGES)], "image": (images * IMAGES)[:IMAGES]})
     pq.write_table(table, tmp_path / "images.parquet", row_group_size=500)
-    command = [sys.executable, "-m", "scripts.score", "--input", str(tmp_path / "images.parquet"), "--output", str(tmp_path / "out")]
+    command = [
+        sys.executable,
+        "-m",
+        "scripts.score",
+        "--input",
+        str(tmp_path / "images.parquet"),
+        "--output",
+        str(tmp_path / "out"),
+    ]
     process = subprocess.Popen(command, env=dict(project.environment), stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 300
     while not (tmp_path / "out" / "part-00000.parquet").exists():

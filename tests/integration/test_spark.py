@@ -46,17 +46,26 @@ def master(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     folder, port = tmp_path_factory.mktemp("spark"), free_port()
     java_class = [str(Path(pyspark.__file__).parent / "bin" / "spark-class")]
     url = f"spark://127.0.0.1:{port}"
-    environment = {**os.environ, "SPARK_LOCAL_IP": "127.0.0.1", "SPARK_WORKER_DIR": str(folder), "PYTHONPATH": str(REPOSITORY)}
+    environment = {
+        **os.environ,
+        "SPARK_LOCAL_IP": "127.0.0.1",
+        "SPARK_WORKER_DIR": str(folder),
+        "PYTHONPATH": str(REPOSITORY),
+    }
     commands = [["org.apache.spark.deploy.master.Master", "-h", "127.0.0.1", "-p", str(port), "--webui-port", "0"]]
     worker = ["org.apache.spark.deploy.worker.Worker", "-h", "127.0.0.1", "-c", "1", "-m", "2g", "--webui-port", "0", url]
     commands += [worker, worker]
     with contextlib.ExitStack() as stack:
         log = stack.enter_context((folder / "log").open("w"))
         for command in commands:
-            process = subprocess.Popen([*java_class, *command], stdout=log, stderr=log, env=environment, start_new_session=True)
+            process = subprocess.Popen(
+                [*java_class, *command], stdout=log, stderr=log, env=environment, start_new_session=True
+            )
             stack.callback(process.wait, timeout=30)
             stack.callback(os.killpg, process.pid, signal.SIGKILL)
-        wait_for(lambda: (folder / "log").read_text().count("Successfully registered with master") == 2, "registered workers")
+        wait_for(
+            lambda: (folder / "log").read_text().count("Successfully registered with master") == 2, "registered workers"
+        )
         yield url
 
 
@@ -103,7 +112,13 @@ def score(project: Project, photos: Path, output: Path, model: Path, engine: str
     command += ["--model-uri", str(model), "--engine", engine]
     environment = {**project.environment, "SPARK_LOCAL_IP": "127.0.0.1", "PYTHONPATH": str(REPOSITORY)}
     return subprocess.Popen(
-        command, cwd=REPOSITORY, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+        command,
+        cwd=REPOSITORY,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
     )
 
 
@@ -223,7 +238,9 @@ def test_mlflows_own_udf_gives_every_column_with_and_without_a_result_type(
         everything = mlflow.pyfunc.spark_udf(spark, str(model), env_manager="local")
         some = mlflow.pyfunc.spark_udf(spark, str(model), "label string, error string", env_manager="local")
         found = images.select(
-            functions.regexp_replace("path", "^file:/+", "/").alias("path"), everything("content").alias("all"), some("content").alias("some")
+            functions.regexp_replace("path", "^file:/+", "/").alias("path"),
+            everything("content").alias("all"),
+            some("content").alias("some"),
         )
         answered = sorted((row.asDict(recursive=True) for row in found.collect()), key=lambda row: row["path"])
     finally:

@@ -67,12 +67,16 @@ def test_a_folder_becomes_one_row_per_image_with_what_the_model_says(photos: Pat
     assert [row["path"] for row in scored] == [str(photos / "a broken one.PNG"), *map(str, files)]
     broken, *good = scored
     assert list(broken) == COLUMNS
-    assert broken["error"].startswith("is corrupt (")
+    assert broken["error"].startswith("is not an image this model reads: starts with")
     assert {broken[name] for name in COLUMNS[2:-1]} == {None}
     predictions = flavor.load_model(str(tiny_model)).predict([file.read_bytes() for file in files])
     for row, file, prediction in zip(good, files, predictions, strict=True):
         assert row["digest"] == hashlib.sha256(file.read_bytes()).hexdigest()
-        assert (row["label"], row["confidence"], row["error"]) == (prediction.label, pytest.approx(prediction.confidence), None)
+        assert (row["label"], row["confidence"], row["error"]) == (
+            prediction.label,
+            pytest.approx(prediction.confidence),
+            None,
+        )
         assert dict(row["probabilities"]) == pytest.approx(prediction.probabilities)
         assert (row["in_domain"], row["domain_score"]) == (prediction.in_domain, pytest.approx(prediction.domain_score))
     assert (result.summary.images, result.summary.errors) == (25, 1)
@@ -177,9 +181,10 @@ def test_a_full_disk_loses_nothing(photos: Path, tiny_model: Path, tmp_path: Pat
         path.write_bytes(b"half")
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    with monkeypatch.context() as context, pytest.raises(ScoringFailed) as caught:
+    with monkeypatch.context() as context:
         context.setattr(pq, "write_table", full)
-        score(config(photos, tmp_path / "out", tiny_model))
+        with pytest.raises(ScoringFailed) as caught:
+            score(config(photos, tmp_path / "out", tiny_model))
     assert str(caught.value) == (
         f"cannot write to {tmp_path / 'out'} (No space left on device): the predictions for 0 images are there; "
         "make room and run the same command again, which goes on from there"
@@ -208,9 +213,10 @@ def test_an_output_of_other_settings_is_not_gone_on_with(
     def stopped(table: pa.Table, path: Path) -> None:
         raise Stopped
 
-    with monkeypatch.context() as context, pytest.raises(Stopped):
+    with monkeypatch.context() as context:
         context.setattr(pq, "write_table", stopped)
-        score(config(photos, tmp_path / "out", tiny_model))
+        with pytest.raises(Stopped):
+            score(config(photos, tmp_path / "out", tiny_model))
     with pytest.raises(InvalidData, match=r"begun with other settings \(heatmaps: 'False', now 'True'\)"):
         score(config(photos, tmp_path / "out", tiny_model, heatmaps=True))
 
@@ -226,7 +232,10 @@ def test_two_calls_cannot_write_to_one_output(tmp_path: Path):
         ("nowhere", "nowhere does not exist: give a folder, a text file with one path per line, or parquet"),
         ("empty", r"empty has no images: give files with the suffixes \.bmp, "),
         ("fake.parquet", r"fake\.parquet is not parquet"),
-        ("other.parquet", r"other\.parquet has the columns name: call the one with the images' bytes 'image' or 'content' or"),
+        (
+            "other.parquet",
+            r"other\.parquet has the columns name: call the one with the images' bytes 'image' or 'content' or",
+        ),
     ],
 )
 def test_an_input_that_cannot_be_scored_is_named_and_leaves_no_output_in_the_way(
@@ -260,7 +269,9 @@ def test_a_tracking_server_that_goes_away_costs_only_the_summary(
     assert summarise(tmp_path / "out").images == 25
 
 
-def test_spark_that_is_not_installed_is_named(photos: Path, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_spark_that_is_not_installed_is_named(
+    photos: Path, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     monkeypatch.setitem(__import__("sys").modules, "pyspark.sql", None)
     with pytest.raises(MissingDependency, match=r"engine spark needs pyspark: pip install 'catdog-pyfunc\[spark\]'"):
         score(config(photos, tmp_path / "out", tiny_model, engine="spark"))
@@ -270,14 +281,14 @@ def test_the_command_prints_what_was_found(photos: Path, tiny_model: Path, tmp_p
     words = ["score", "--input", str(photos), "--output", str(tmp_path / "out"), "--model-uri", str(tiny_model)]
     done = CliRunner().invoke(catdog, words)
     assert done.exit_code == 0, done.output
-    assert "cannot be read               1\n" in done.stdout
+    assert "cannot be read                1\n" in done.stdout
     assert f"25 predictions in {tmp_path / 'out'} (" in done.stdout
     assert "scoring images: 25/25 (" in done.stderr
 
 
 def test_the_plot_shows_all_images(photos: Path, tiny_model: Path, tmp_path: Path):
     summary = score(config(photos, tmp_path / "out", tiny_model)).summary
-    left, right = plot(summary).axes
+    left, _ = plot(summary).axes
     assert [text.get_text() for text in left.get_yticklabels()] == [*summary.labels, "cannot be read"]
     assert sum(patch.get_width() for patch in left.patches) == 25
     assert summary.confidences.sum() == 24

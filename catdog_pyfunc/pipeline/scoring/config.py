@@ -31,4 +31,6 @@ class ScoringConfig:
 
     def __post_init__(self) -> None:
         if self.engine not in (LOCAL, SPARK) and not self.engine.startswith(("spark://", "local[", "local-cluster[")):
-            raise InvalidSetting(f"engine is {self.engine!r}; give {LOCAL}, {SPARK} or a master's URL, such as spark://host:7077")
+            raise InvalidSetting(
+                f"engine is {self.engine!r}; give {LOCAL}, {SPARK} or a master's URL, such as spark://host:7077"
+            )

@@ -81,7 +81,9 @@ def open_images(source: str, listing: Path) -> Images:
     images = Images([listing], ["path"])
     if not images.count:
         listing.unlink()
-        raise InvalidData(f"input {path} has no images: give files with the suffixes {', '.join(sorted(SUFFIXES))}, or parquet")
+        raise InvalidData(
+            f"input {path} has no images: give files with the suffixes {', '.join(sorted(SUFFIXES))}, or parquet"
+        )
     return images
 
 
@@ -95,7 +97,9 @@ def _columns(file: Path) -> list[str]:
     try:
         names = pq.read_schema(file).names
     except pa.ArrowInvalid as error:
-        raise InvalidData(f"{file} is not parquet ({error}): give a folder, a text file with one path per line, or parquet") from None
+        raise InvalidData(
+            f"{file} is not parquet ({error}): give a folder, a text file with one path per line, or parquet"
+        ) from None
     content = next((name for name in BYTES_COLUMNS if name in names), None)
     if content is None:
         wanted = " or ".join(map(repr, BYTES_COLUMNS))
@@ -125,7 +129,7 @@ def _write(paths: Iterable[str], listing: Path) -> None:
 def _walk(folder: Path) -> Iterator[str]:
     for parent, folders, files in os.walk(folder):
         folders.sort()
-        yield from (os.path.join(parent, name) for name in sorted(files) if Path(name).suffix.lower() in SUFFIXES)
+        yield from (f"{parent}{os.sep}{name}" for name in sorted(files) if Path(name).suffix.lower() in SUFFIXES)
 
 
 def _lines(file: Path) -> Iterator[str]:

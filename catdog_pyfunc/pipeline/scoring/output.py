@@ -1,4 +1,4 @@
-"""The folder of parquet that holds the predictions: each part whole or absent, so that a later call goes on where one ended."""
+"""The folder of parquet for the predictions: each part is whole or absent, so that a later call goes on where one ended."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from catdog_pyfunc.errors import InvalidData, ScoringFailed
 
 PART_ROWS, PART_ROWS_WITH_HEATMAPS = 4096, 512  # a heat map has about 80 KB
 SUCCESS = "_SUCCESS"  # Spark's name; readers of parquet skip names that begin with an underscore or a dot
-_IDENTITY, _LISTING, _LOCK = "_scoring.json", "_images.parquet", "_lock"
+_WORK = "_scoring"  # a folder, until the output is complete: settings, lock, the images' paths, what Spark is writing
 _COLUMNS = pa.schema(
     [
         ("path", pa.string()),
@@ -57,7 +57,7 @@ class Output:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self.listing = folder / _LISTING
+        self.listing = folder / _WORK / "images.parquet"
         self._parts = len(list(folder.glob("part-*.parquet")))
         self.done = sum(int(pq.read_metadata(self._part(number)).num_rows) for number in range(self._parts))
 
@@ -81,8 +81,8 @@ class Output:
             except OSError as error:
                 unfinished.unlink(missing_ok=True)
                 raise ScoringFailed(
-                    f"cannot write to {self._folder} ({error.strerror or error}): the predictions for {self.done} images are "
-                    "there; make room and run the same command again, which goes on from there"
+                    f"cannot write to {self._folder} ({error.strerror or error}): the predictions for {self.done} images "
+                    "are there; make room and run the same command again, which goes on from there"
                 ) from error
             self._parts += 1
             self.done += len(part)
@@ -93,17 +93,15 @@ class Output:
         """A folder for another program to write all predictions to; its parquet becomes the output when the block ends."""
         for number in range(self._parts):  # moved by a call that was cut off before it had moved all
             self._part(number).unlink()
-        folder = self._folder / "_unfinished"
+        folder = self._folder / _WORK / "unfinished"
         yield folder
         for number, file in enumerate(sorted(folder.glob("*.parquet"))):
             file.replace(self._part(number))
-        shutil.rmtree(folder)
         self._finish()
 
     def _finish(self) -> None:
         (self._folder / SUCCESS).touch()
-        for name in (_LISTING, _LOCK):
-            (self._folder / name).unlink(missing_ok=True)
+        shutil.rmtree(self._folder / _WORK)
 
     def _part(self, number: int) -> Path:
         return self._folder / f"part-{number:05}.parquet"
@@ -123,15 +121,15 @@ def open_output(folder: Path, identity: Mapping[str, str]) -> Iterator[Output]:
     Raises:
         InvalidData: The folder holds something else, is complete, or is being written to by another process.
     """
-    known, wanted = folder / _IDENTITY, json.dumps(dict(identity), indent=2)
+    known, wanted = folder / _WORK / "settings.json", json.dumps(dict(identity), indent=2)
     if (folder / SUCCESS).exists():
         raise InvalidData(f"output {folder} is there already, and complete: give another folder, or remove it")
     if folder.exists() and not folder.is_dir():
         raise InvalidData(f"output {folder} is a file: give a folder that does not exist")
     if folder.exists() and any(folder.iterdir()) and not known.exists():
         raise InvalidData(f"output {folder} holds something else: give a folder that does not exist")
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / _LOCK).open("w") as lock:
+    known.parent.mkdir(parents=True, exist_ok=True)
+    with (folder / _WORK / "lock").open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -140,7 +138,8 @@ def open_output(folder: Path, identity: Mapping[str, str]) -> Iterator[Output]:
             known.write_text(wanted)
         elif (found := known.read_text()) != wanted:
             raise InvalidData(
-                f"output {folder} was begun with other settings ({_differences(found, identity)}): give another folder, or remove it"
+                f"output {folder} was begun with other settings ({_differences(found, identity)}): "
+                "give another folder, or remove it"
             )
         output = Output(folder)
         try:
@@ -153,4 +152,6 @@ def open_output(folder: Path, identity: Mapping[str, str]) -> Iterator[Output]:
 
 def _differences(found: str, identity: Mapping[str, str]) -> str:
     before = json.loads(found)
-    return ", ".join(f"{key}: {before.get(key)!r}, now {value!r}" for key, value in identity.items() if before.get(key) != value)
+    return ", ".join(
+        f"{key}: {before.get(key)!r}, now {value!r}" for key, value in identity.items() if before.get(key) != value
+    )

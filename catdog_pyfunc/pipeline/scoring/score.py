@@ -98,9 +98,7 @@ def _score(config: ScoringConfig, bundle: Bundle, folder: Path, metadata: dict[s
         return images.count / (monotonic() - started)
 
 
-def _score_here(
-    config: ScoringConfig, bundle: Bundle, images: Images, output: Output, metadata: dict[str, str]
-) -> float:
+def _score_here(config: ScoringConfig, bundle: Bundle, images: Images, output: Output, metadata: dict[str, str]) -> float:
     if output.done:
         log(f"going on: {output.done} of {images.count} images have their predictions")
     begun, started = output.done, monotonic()

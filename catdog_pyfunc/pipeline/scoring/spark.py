@@ -1,12 +1,14 @@
 """Scores on a Spark cluster: whole partitions in `mapInArrow`, the model loaded once per Python worker.
 
-The workers need this package installed. Files without a scheme (`s3a://`, `hdfs://`) must be visible to them by the same path.
+The workers need this package installed, and see input and output by the same path as the driver.
 """
 
 from __future__ import annotations
 
 import functools
+import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -58,6 +60,7 @@ def session(engine: str) -> Iterator[SparkSession]:
     if active is not None and engine == SPARK:
         yield active
         return
+    os.environ.setdefault("PYSPARK_PYTHON", sys.executable)  # Spark's default is whatever `python3` is
     builder = SparkSession.builder.appName("catdog score")
     spark = builder.getOrCreate() if engine == SPARK else builder.master(engine).getOrCreate()
     try:
@@ -66,7 +69,9 @@ def session(engine: str) -> Iterator[SparkSession]:
         spark.stop()
 
 
-def score(spark: SparkSession, images: DataFrame, model: Path, output: Path, heatmaps: bool, metadata: dict[str, str]) -> None:
+def score(
+    spark: SparkSession, images: DataFrame, model: Path, output: Path, heatmaps: bool, metadata: dict[str, str]
+) -> None:
     """Classify images and write the predictions as parquet.
 
     Args:
@@ -84,16 +89,20 @@ def score(spark: SparkSession, images: DataFrame, model: Path, output: Path, hea
     from pyspark.sql import functions
 
     with tempfile.TemporaryDirectory(prefix="catdog-") as scratch, _small_batches(spark):
-        archive = shutil.make_archive(str(Path(scratch) / f"catdog-{uuid4().hex}"), "zip", model)  # a session has one of a name
+        archive = shutil.make_archive(
+            str(Path(scratch) / f"catdog-{uuid4().hex}"), "zip", model
+        )  # a session has one of a name
         spark.sparkContext.addArchive(archive)
         work = functools.partial(_score_batches, archive=Path(archive).name, heatmaps=heatmaps)
         schema = f"{_SCHEMA}, heatmap binary" if heatmaps else _SCHEMA
         scored = images.select("path", "content").mapInArrow(work, schema)
         try:
             described = scored.withColumn("path", functions.col("path").alias("path", metadata=metadata))
-            described.write.mode("overwrite").parquet(output.as_uri())
+            described.write.mode("overwrite").parquet(f"file://{output}")  # `as_uri` would escape, and Spark not unescape, spaces
         except PySparkException as error:
-            raise ScoringFailed(f"Spark gave up ({first_line(error)}): nothing was written; run the same command again") from error
+            raise ScoringFailed(
+                f"Spark gave up ({first_line(error)}): nothing was written; run the same command again"
+            ) from error
 
 
 def images_from(spark: SparkSession, files: list[Path], columns: list[str]) -> DataFrame:
@@ -109,7 +118,7 @@ def images_from(spark: SparkSession, files: list[Path], columns: list[str]) -> D
     """
     from pyspark.sql import functions
 
-    read = spark.read.parquet(*(file.as_uri() for file in files))
+    read = spark.read.parquet(*(f"file://{file}" for file in files))
     content = next((name for name in columns if name != "path"), None)
     row = functions.concat(
         functions.regexp_replace("_metadata.file_path", "^file:/+", "/"), functions.lit("#"), "_metadata.row_index"

@@ -1,4 +1,4 @@
-"""Counts and plots of an output, read back from its files: the same for every engine, and after any number of interruptions."""
+"""Counts and plots of an output, read back from its files: the same for every engine, and after any interruption."""
 
 from __future__ import annotations
 

@@ -13,13 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import mlflow
 import yaml
 from docker.errors import APIError
-from mlflow.exceptions import MlflowException
 from mlflow.models import Model
 
-from catdog_pyfunc import cpu, internals
+from catdog_pyfunc import cpu
 from catdog_pyfunc.errors import RegistryError
 from catdog_pyfunc.flavor import downloaded_model, exact_uri
 from catdog_pyfunc.pipeline.console import log
