@@ -68,6 +68,18 @@ def test_the_artifact_holds_the_serving_files_and_no_pipeline(tiny_model: Path):
     assert {path.parent.name for path in tiny_model.glob("code/**/*.py")} == {"catdog_pyfunc"}
 
 
+def test_the_metadata_names_every_flavor_and_the_bundle(tiny_model: Path, stored: Bundle):
+    metadata = mlflow.models.Model.load(tiny_model)
+    assert metadata.metadata == {"bundle_digest": stored.digest}
+    assert set(metadata.flavors) == {"python_function", "pytorch", "onnx"}
+    assert metadata.flavors["pytorch"] == {"pytorch_version": torch.__version__, "model_data": "pytorch"}
+    assert metadata.flavors["onnx"] == {
+        "onnx_version": onnx.__version__,
+        "data": "artifacts/bundle/model.onnx",
+        "providers": ["CPUExecutionProvider"],
+    }
+
+
 def test_a_models_requirements_are_the_distributions_in_their_installed_versions(tiny_model: Path):
     lines = (Path(catdog_pyfunc.__file__).parent / "requirements.txt").read_text().splitlines()
     wanted = [Requirement(line) for line in lines if line and not line.startswith("#")]

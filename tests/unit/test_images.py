@@ -222,7 +222,7 @@ def test_the_centre_square_is_cropped():
 
 
 def test_preprocess_survives_json():
-    spec = Preprocess(96, 110, (0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
+    spec = Preprocess(96, 110, (0.1, 0.2, 0.3), (0.4, 0.5, 0.6), "bicubic")
     assert Preprocess.from_dict(json.loads(json.dumps(spec.to_dict()))) == spec
 
 

@@ -82,9 +82,10 @@ def test_the_confusion_matrix_has_a_row_per_label_and_a_column_per_prediction():
         "fraction of the label's images",
     )
     assert [tick.get_text() for tick in axes.get_yticklabels()] == ["ant", "bee", "cow"]
-    cells = {text.get_position(): text.get_text() for text in axes.texts}
+    cells = {text.get_position(): (text.get_text(), text.get_color()) for text in axes.texts}
     for (row, column), count in np.ndenumerate(evaluation.confusion):
-        assert cells[column, row] == f"{count}\n{100 * count / evaluation.confusion[row].sum():.1f} %"
+        fraction = count / evaluation.confusion[row].sum()
+        assert cells[column, row] == (f"{count}\n{100 * fraction:.1f} %", "white" if fraction > 0.5 else "black")
     assert f"accuracy {evaluation.accuracy.value:.4f} (95 %: " in axes.get_title()
     assert axes.get_title().endswith("n = 60\nunreadable images, counted as wrong: 2")
     assert "unreadable" not in plots.confusion_matrix(evaluated(("cat", "dog"), 0.3)).axes[0].get_title()

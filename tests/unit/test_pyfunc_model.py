@@ -213,7 +213,7 @@ def test_serving_model_config_is_applied_and_unknown_keys_stop_the_server(tiny_m
     assert error == "image 0 has 203 bytes, more than 100; send a smaller file"
 
 
-@pytest.mark.parametrize("config", ["", "{}", "[]"])
+@pytest.mark.parametrize("config", ["", "{}", "[]", '["max_byte"]'])
 def test_an_empty_serving_model_config_is_ignored(config: str, tiny_model: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("SERVING_MODEL_CONFIG", config)
     loaded(tiny_model)
