@@ -98,7 +98,9 @@ def score(
         scored = images.select("path", "content").mapInArrow(work, schema)
         try:
             described = scored.withColumn("path", functions.col("path").alias("path", metadata=metadata))
-            described.write.mode("overwrite").parquet(f"file://{output}")  # `as_uri` would escape, and Spark not unescape, spaces
+            described.write.mode("overwrite").parquet(
+                f"file://{output}"
+            )  # `as_uri` would escape, and Spark not unescape, spaces
         except PySparkException as error:
             raise ScoringFailed(
                 f"Spark gave up ({first_line(error)}): nothing was written; run the same command again"
