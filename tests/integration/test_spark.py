@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +25,10 @@ import pytest
 from catdog_pyfunc.pipeline.processes import free_port
 from tests.project import REPOSITORY, Project, make_project
 
-pyspark = pytest.importorskip("pyspark", reason="pyspark is not installed: pip install 'catdog-pyfunc[spark]'")
 pytestmark = [
     pytest.mark.slow,
+    pytest.mark.spark,
+    pytest.mark.skipif(not find_spec("pyspark"), reason="pyspark is not installed: pip install 'catdog-pyfunc[spark]'"),
     pytest.mark.skipif(not shutil.which("java"), reason="no java: Spark wants Java 17, such as openjdk-17-jre-headless"),
 ]
 DEADLINE_S = 180
@@ -44,7 +46,8 @@ def wait_for(condition: Callable[[], Any], what: str) -> Any:
 def master(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The URL of a standalone cluster: a master and two workers of one core each."""
     folder, port = tmp_path_factory.mktemp("spark"), free_port()
-    java_class = [str(Path(pyspark.__file__).parent / "bin" / "spark-class")]
+    (home,) = find_spec("pyspark").submodule_search_locations  # type: ignore[union-attr, misc]
+    java_class = [f"{home}/bin/spark-class"]
     url = f"spark://127.0.0.1:{port}"
     environment = {
         **os.environ,
