@@ -64,9 +64,27 @@ class ScoringApp:
         await send({"type": "lifespan.shutdown.complete"})
 
     async def _start(self) -> None:
-        self._app = limit_body(internals.scoring_app(self._model), self._max_body_mb)
-        smoke_test.check(*await _post(self._app, "/invocations", smoke_test.REQUEST.read_bytes()))
+        self._app = await load(self._model, self._max_body_mb, smoke_test.REQUEST.read_bytes())
         self._ready()
+
+
+async def load(model: str, max_body_mb: float, smoke_request: bytes) -> App:
+    """Load a model into MLflow's scoring server, and send it the smoke request; once per process.
+
+    Args:
+        model: Its folder.
+        max_body_mb: Larger bodies, in MiB, get a 413.
+        smoke_request: The JSON body of the smoke test's request.
+
+    Returns:
+        An ASGI application that may take requests.
+
+    Raises:
+        SmokeTestFailed: The model responded with something no user should get.
+    """
+    app = limit_body(internals.scoring_app(model), max_body_mb)
+    smoke_test.check(*await _post(app, "/invocations", smoke_request))
+    return app
 
 
 def limit_body(app: App, max_body_mb: float) -> App:
@@ -75,6 +93,9 @@ def limit_body(app: App, max_body_mb: float) -> App:
     refusal = {"error_code": "BAD_REQUEST", "message": f"the request body is larger than {max_body_mb:g} MiB"}
 
     async def limited(scope: Message, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":  # Ray Serve sends it the lifespan
+            await app(scope, receive, send)
+            return
         size = next((int(value) for name, value in scope["headers"] if name == b"content-length"), 0)
         if size > limit:
             await _respond(send, 413, refusal)
