@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -34,7 +34,7 @@ class Cluster:
     """A head and what joins it, each with two logical cores."""
 
     folder: Path
-    environment: Mapping[str, str]
+    environment: dict[str, str] = field(default_factory=lambda: dict(os.environ))
     port: int = field(default_factory=free_port)
     dashboard_port: int = field(default_factory=free_port)
     http_port: int = field(default_factory=free_port)
@@ -46,33 +46,39 @@ class Cluster:
 
     @contextlib.contextmanager
     def node(self, *options: str) -> Iterator[psutil.Popen]:
-        """A node of the cluster; whatever it has started ends with the block."""
+        """A node, once it has joined; whatever it has started ends with the block."""
         command = [str(_SCRIPTS / "ray"), "start", "--block", "--num-cpus", "2", "--node-ip-address", "127.0.0.1"]
-        command += ["--object-store-memory", str(80 * 2**20), "--temp-dir", str(self.folder), *options]
+        command += [
+            "--object-store-memory",
+            str(80 * 2**20),
+            "--temp-dir",
+            str(self.folder),
+            *options,
+            "--include-log-monitor",
+            "false",
+        ]
         for port in _PORTS:  # random ones cost a wait of at most 15 s, which a busy machine exceeds
             command += [f"--{port}", str(free_port())]
-        with (self.folder / f"ray-start-{secrets.token_hex(2)}.log").open("w") as log:
-            process = psutil.Popen(command, stdout=log, stderr=log, env=self.environment, start_new_session=True)
+        log, nodes = self.folder / f"ray-start-{secrets.token_hex(2)}.log", self._live_nodes()
+        with log.open("w") as stream:
+            process = psutil.Popen(command, stdout=stream, stderr=stream, env=self.environment, start_new_session=True)
         try:
+            await_condition(lambda: process.poll() is not None or self._live_nodes() > nodes, _START_S)
+            assert process.poll() is None, log.read_text()[-3000:]
             yield process
         finally:
             kill(process)
 
     @contextlib.contextmanager
     def head(self) -> Iterator[None]:
-        """The head node, once it answers."""
+        """The first node."""
         options = ["--head", "--port", str(self.port), "--dashboard-port", str(self.dashboard_port)]
         with self.node(*options, "--ray-client-server-port", str(free_port())):
-            await_condition(lambda: self._live_nodes() == 1, _START_S)
             yield
 
-    @contextlib.contextmanager
-    def worker(self) -> Iterator[psutil.Popen]:
-        """A second node, once it has joined."""
-        before = self._live_nodes()
-        with self.node("--address", f"127.0.0.1:{self.port}") as process:
-            await_condition(lambda: self._live_nodes() > before, _START_S)
-            yield process
+    def worker(self) -> contextlib.AbstractContextManager[psutil.Popen]:
+        """A second node."""
+        return self.node("--address", f"127.0.0.1:{self.port}")
 
     def start_serve(self) -> None:
         """Ray Serve without an application, on a free port."""
@@ -165,8 +171,8 @@ def cluster(tracking_uri: str) -> Iterator[Cluster]:
     with tempfile.TemporaryDirectory(
         prefix="ray-", dir="/tmp", ignore_cleanup_errors=True
     ) as folder:  # sockets' paths are short
-        made = Cluster(Path(folder), {**os.environ})
-        made.environment |= {  # type: ignore[operator]
+        made = Cluster(Path(folder))
+        made.environment |= {
             "MLFLOW_TRACKING_URI": tracking_uri,
             "RAY_ADDRESS": f"127.0.0.1:{made.port}",
             "RAY_AUTH_MODE": "token",
@@ -175,5 +181,7 @@ def cluster(tracking_uri: str) -> Iterator[Cluster]:
             "RAY_USAGE_STATS_ENABLED": "0",
             "RAY_worker_niceness": "0",  # the default, 15, lets clients and whatever else runs here starve the replicas
         }
+        # Ray starts twenty processes; each would compile all that it imports.
+        made.environment.pop("PYTHONDONTWRITEBYTECODE", None)
         with made.head():
             yield made

@@ -91,6 +91,7 @@ def app(args: Arguments) -> serve.Application:
         Classifier,
         max_surge_percent=20,  # an update starts new replicas before it stops old ones, at least one
         graceful_shutdown_timeout_s=60,  # as long as MLflow's server lets a request take
+        max_constructor_retry_count=3,  # then the model is at fault, not the network
         backpressure_config={"status_code": 429, "retry_after_s": 1},
         **args.model_dump(include={"num_replicas", "max_queued_requests"}, exclude_unset=True),
     )

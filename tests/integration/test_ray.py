@@ -143,7 +143,7 @@ def test_an_update_loses_no_request_and_a_broken_model_changes_nothing(
         with more_responses(responses, 20):
             pass
     assert_none_lost(responses)
-    assert reason in ray.application()["message"]
+    assert reason in ray.application()["deployments"]["Classifier"]["message"]
     assert len(ray.replicas()) == 2
     assert served_confidence(ray, request_body) == pytest.approx(confidence(versions, 2, photo), abs=1e-5)
 
