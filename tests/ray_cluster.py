@@ -63,7 +63,7 @@ class Cluster:
         with log.open("w") as stream:
             process = psutil.Popen(command, stdout=stream, stderr=stream, env=self.environment, start_new_session=True)
         try:
-            await_condition(lambda: process.poll() is not None or self._live_nodes() > nodes, _START_S)
+            await_condition(lambda: process.poll() is not None or bool(self._live_nodes() - nodes), _START_S)
             assert process.poll() is None, log.read_text()[-3000:]
             yield process
         finally:
@@ -119,6 +119,12 @@ class Cluster:
         done = self.serve("deploy", str(self.folder / "serve.yaml"))
         assert done.returncode == 0, done.stderr
 
+    def replace(self, replicas: int, model_uri: str, **options: Any) -> None:
+        """Deploy, and wait for so many replicas that were not there before."""
+        before = {each["pid"] for each in self.replicas()}
+        self.deploy(model_uri, **options)
+        self.await_running(replicas, without=before)
+
     def application(self, name: str = APPLICATION) -> dict[str, Any]:
         """Its status, message and deployments, as the dashboard tells them."""
         return dict(self._get("/api/serve/applications/").get("applications", {}).get(name, {}))
@@ -147,12 +153,12 @@ class Cluster:
         response.raise_for_status()
         return dict(response.json())
 
-    def _live_nodes(self) -> int:
+    def _live_nodes(self) -> set[str]:
         try:
             nodes = self._get("/nodes?view=summary")["data"]["summary"]
         except requests.RequestException:  # the head is starting
-            return 0
-        return sum(node["raylet"].get("state") == "ALIVE" for node in nodes)
+            return set()
+        return {node["raylet"]["nodeId"] for node in nodes if node["raylet"].get("state") == "ALIVE"}
 
 
 def kill(process: psutil.Popen) -> None:

@@ -126,36 +126,13 @@ def test_serve_run_serves_the_version_that_an_alias_pointed_to(
     assert not ray.application("default")
 
 
-def test_an_update_loses_no_request_and_a_broken_model_changes_nothing(
-    nodes: tuple[Cluster, psutil.Popen], versions: Project, photo: bytes, request_body: dict[str, Any], tmp_path: Path
-):
-    ray, _ = nodes
-    loading, predicting, reason = BROKEN["raises when it predicts"]
-    broken = save(tmp_path / "broken", [], loading, predicting)
-    ray.deploy(f"models:/{MODEL}/1", num_replicas=2)
-    ray.await_running(2)
-    old = {replica["pid"] for replica in ray.replicas()}
-    with under_load(ray.address, request_body, clients=4, pause_s=0.1) as responses:
-        ray.deploy(f"models:/{MODEL}/2", num_replicas=2)
-        ray.await_running(2, without=old)
-        ray.deploy(str(broken), num_replicas=2)
-        await_condition(lambda: ray.application()["status"] == "DEPLOY_FAILED", DEADLINE_S)
-        with more_responses(responses, 20):
-            pass
-    assert_none_lost(responses)
-    assert reason in ray.application()["deployments"]["Classifier"]["message"]
-    assert len(ray.replicas()) == 2
-    assert served_confidence(ray, request_body) == pytest.approx(confidence(versions, 2, photo), abs=1e-5)
-
-
 def test_a_full_queue_gets_a_429_and_load_starts_a_second_replica(nodes: tuple[Cluster, psutil.Popen], tmp_path: Path):
     ray, _ = nodes
     gate = tmp_path / "gate"
     held_up = f'while len(model_input["photo"][0]) == 3 and os.path.exists({str(gate)!r}): time.sleep(0.02)'
     model = save(tmp_path / "held up", [], predicting=held_up)
     scaling = {"min_replicas": 1, "max_replicas": 2, "target_ongoing_requests": 1, "upscale_delay_s": 0}
-    ray.deploy(str(model), autoscaling_config=scaling, max_ongoing_requests=1, max_queued_requests=2)
-    ray.await_running(1)
+    ray.replace(1, str(model), autoscaling_config=scaling, max_ongoing_requests=1, max_queued_requests=2)
     body = {"dataframe_records": [{"photo": base64.b64encode(b"cat").decode()}]}
     gate.touch()
     with ThreadPoolExecutor(12) as clients:
@@ -175,15 +152,33 @@ def test_a_full_queue_gets_a_429_and_load_starts_a_second_replica(nodes: tuple[C
     }
 
 
+def test_an_update_loses_no_request_and_a_broken_model_changes_nothing(
+    nodes: tuple[Cluster, psutil.Popen], versions: Project, photo: bytes, request_body: dict[str, Any], tmp_path: Path
+):
+    ray, _ = nodes
+    loading, predicting, reason = BROKEN["raises when it predicts"]
+    broken = save(tmp_path / "broken", [], loading, predicting)
+    ray.replace(2, f"models:/{MODEL}/1", num_replicas=2)
+    with under_load(ray.address, request_body, clients=4, pause_s=0.1) as responses:
+        ray.replace(2, f"models:/{MODEL}/2", num_replicas=2)
+        ray.deploy(str(broken), num_replicas=2)
+        await_condition(lambda: ray.application()["status"] == "DEPLOY_FAILED", DEADLINE_S)
+        with more_responses(responses, 20):
+            pass
+    assert_none_lost(responses)
+    assert reason in ray.application()["deployments"]["Classifier"]["message"]
+    assert len(ray.replicas()) == 2
+    assert served_confidence(ray, request_body) == pytest.approx(confidence(versions, 2, photo), abs=1e-5)
+
+
 def test_a_killed_node_costs_at_most_what_it_was_answering(
     nodes: tuple[Cluster, psutil.Popen], versions: Project, photo: bytes, request_body: dict[str, Any]
 ):
     ray, worker = nodes
     clients = 4
-    ray.deploy(f"models:/{MODEL}/2", num_replicas=2, max_replicas_per_node=1)
-    await_condition(lambda: len({replica["node_id"] for replica in ray.replicas()}) == 2, DEADLINE_S)
-    ray.await_running(2)
-    with under_load(ray.address, request_body, clients=clients, pause_s=0.1) as responses:
+    ray.replace(2, f"models:/{MODEL}/1", num_replicas=2, max_replicas_per_node=1, max_surge_percent=0)
+    assert len({replica["node_id"] for replica in ray.replicas()}) == 2
+    with under_load(ray.address, request_body, clients=clients) as responses:
         with more_responses(responses, 50):
             kill(worker)
         await_condition(lambda: len(ray.replicas()) == 1, DEADLINE_S)
@@ -197,4 +192,4 @@ def test_a_killed_node_costs_at_most_what_it_was_answering(
     print(f"\n{dict(responses)}")
     assert lost(responses) == at_once
     assert at_once.total() <= clients
-    assert served_confidence(ray, request_body) == pytest.approx(confidence(versions, 2, photo), abs=1e-5)
+    assert served_confidence(ray, request_body) == pytest.approx(confidence(versions, 1, photo), abs=1e-5)
