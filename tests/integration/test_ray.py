@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import json
 import os
 import signal
 from collections import Counter
@@ -130,9 +131,11 @@ def test_a_full_queue_gets_a_429_and_load_starts_a_second_replica(nodes: tuple[C
     ray, _ = nodes
     gate = tmp_path / "gate"
     held_up = f'while len(model_input["photo"][0]) == 3 and os.path.exists({str(gate)!r}): time.sleep(0.02)'
-    model = save(tmp_path / "held up", [], predicting=held_up)
+    loading = f'open({str(tmp_path / "config")!r}, "w").write(os.environ["SERVING_MODEL_CONFIG"])'
+    model = save(tmp_path / "held up", [], loading, held_up)
     scaling = {"min_replicas": 1, "max_replicas": 2, "target_ongoing_requests": 1, "upscale_delay_s": 0}
     ray.replace(1, str(model), autoscaling_config=scaling, max_ongoing_requests=1, max_queued_requests=2)
+    assert json.loads((tmp_path / "config").read_text()) == {"threads": 1}  # as many as it has cores, by serve.yaml
     body = {"dataframe_records": [{"photo": base64.b64encode(b"cat").decode()}]}
     gate.touch()
     with ThreadPoolExecutor(12) as clients:
