@@ -53,21 +53,30 @@ class Cluster:
             str(80 * 2**20),
             "--temp-dir",
             str(self.folder),
-            *options,
             "--include-log-monitor",
             "false",
         ]
-        for port in _PORTS:  # random ones cost a wait of at most 15 s, which a busy machine exceeds
-            command += [f"--{port}", str(free_port())]
-        log, nodes = self.folder / f"ray-start-{secrets.token_hex(2)}.log", self._live_nodes()
+        command += [*options, *(word for port in _PORTS for word in (f"--{port}", str(free_port())))]
+        log = self.folder / f"ray-start-{secrets.token_hex(2)}.log"
+        # Ray allows its agents 15 s to start, which a busy machine exceeds: three attempts.
+        process = next((started for _ in range(3) if (started := self._start(command, log))), None)
+        assert process, log.read_text()[-3000:]
+        try:
+            yield process
+        finally:
+            kill(process)
+
+    def _start(self, command: list[str], log: Path) -> psutil.Popen | None:
+        """The process of a node that has joined, or None if it has given up."""
+        nodes = self._live_nodes()
         with log.open("w") as stream:
             process = psutil.Popen(command, stdout=stream, stderr=stream, env=self.environment, start_new_session=True)
         try:
             await_condition(lambda: process.poll() is not None or bool(self._live_nodes() - nodes), _START_S)
-            assert process.poll() is None, log.read_text()[-3000:]
-            yield process
-        finally:
+        except BaseException:
             kill(process)
+            raise
+        return process if process.poll() is None else None
 
     @contextlib.contextmanager
     def head(self) -> Iterator[None]:
