@@ -19,6 +19,7 @@ from catdog_pyfunc.pipeline.cache import cache_dir
 from catdog_pyfunc.pipeline.console import log
 from catdog_pyfunc.pipeline.data.corrupt import find_corrupt
 from catdog_pyfunc.pipeline.data.dataset import ALL, SPLITS, Dataset
+from catdog_pyfunc.pipeline.processes import rank_and_size
 from catdog_pyfunc.pipeline.training import learning_curves
 from catdog_pyfunc.pipeline.training.backbones import Backbone
 from catdog_pyfunc.pipeline.training.calibration import fit_ood_threshold, fit_temperature
@@ -130,8 +131,10 @@ def _fit_head(config: TrainingConfig, dataset: Dataset, backbone: Backbone) -> t
 def _finetune(config: TrainingConfig, dataset: Dataset, backbone: Backbone) -> None:
     epochs = config.finetune_epochs
     finetuning = FinetuneConfig(epochs, config.learning_rate, config.batch_size, config.seed)
+    _, processes = rank_and_size()
     mlflow.log_params(
         {f"finetune.{name}": getattr(finetuning, name) for name in ("epochs", "learning_rate", "weight_decay")}
+        | {"finetune.processes": processes}
     )
     history: list[EpochMetrics] = []
 
@@ -141,7 +144,7 @@ def _finetune(config: TrainingConfig, dataset: Dataset, backbone: Backbone) -> N
         log(f"epoch {epoch}/{epochs}: val loss {metrics.val_loss:.4f}, val accuracy {metrics.val_accuracy:.4f}")
 
     kept = finetune(
-        *(backbone.network, dataset.splits["train"], dataset.splits["val"], backbone.preprocess, finetuning),
+        *(backbone, dataset.splits["train"], dataset.splits["val"], finetuning),
         checkpoint=checkpoint_path(finetuning, dataset, backbone, horizontal_flip=config.horizontal_flip),
         resume=config.resume,
         on_epoch=on_epoch,
