@@ -45,4 +45,6 @@ def sigterm_as_interrupt() -> Iterator[None]:
 
 def rank_and_size() -> tuple[int, int]:
     """The number of this process among those that `torchrun` has started, from 0, and how many there are; else (0, 1)."""
-    return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    if "TORCHELASTIC_RUN_ID" not in os.environ:  # set by torchrun only; schedulers set the others, too
+        return 0, 1
+    return int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])

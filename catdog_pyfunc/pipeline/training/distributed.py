@@ -43,9 +43,7 @@ class Ranks:
     group: distributed.ProcessGroup | None = None
 
     def broadcast(self, content: bytes = b"") -> bytes:
-        """Return rank 0's `content` in every rank, whatever the others pass."""
-        if self.size == 1:
-            return content
+        """Return rank 0's `content` in every rank, whatever the others pass. Not for a single rank."""
         length = torch.tensor(len(content))
         distributed.broadcast(length, 0)
         data = torch.frombuffer(bytearray(content if self.rank == 0 else int(length)), dtype=torch.uint8)

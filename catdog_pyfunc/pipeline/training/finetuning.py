@@ -77,7 +77,8 @@ def finetune(
         The epoch that was kept; 0 for the start.
     """
     with joined() as ranks:
-        ranks.broadcast(_job(backbone, train, val, config))
+        if ranks.size > 1:
+            ranks.broadcast(_job(backbone, train, val, config))
         trainer = _Trainer(backbone.network, train, val, backbone.preprocess, config, ranks)
         if resume and checkpoint.is_file():
             with checkpoint.open("rb") as file:
@@ -106,7 +107,7 @@ def assist() -> None:
         train, val = ([Example(Path(path), label, "") for path, label in job[split]] for split in ("train", "val"))
         if not train[0].path.is_file():
             raise InvalidData(
-                f"{train[0].path} is not on {socket.gethostname()}: every machine needs the images at one path"
+                f"{train[0].path} is not on {socket.gethostname()}: every machine needs the images at the same path"
             )
         network = build_network(job["backbone"], job["classes"])
         spec, config = Preprocess.from_dict(job["preprocess"]), FinetuneConfig(**job["config"])
@@ -121,8 +122,8 @@ def _job(backbone: Backbone, train: Sequence[Example], val: Sequence[Example], c
         "classes": backbone.network.head.out_features,
         "preprocess": backbone.preprocess.to_dict(),
         "config": asdict(config),
-        "train": [(str(example.path.resolve()), example.label) for example in train],
-        "val": [(str(example.path.resolve()), example.label) for example in val],
+        "train": [(str(example.path.absolute()), example.label) for example in train],
+        "val": [(str(example.path.absolute()), example.label) for example in val],
     }
     return json.dumps(job).encode()
 
