@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import signal
 import subprocess
@@ -12,6 +13,7 @@ from typing import Any
 import psutil
 import pytest
 import torch
+from mlflow.entities import Run
 
 from catdog_pyfunc.pipeline.data.dataset import read_folder
 from catdog_pyfunc.pipeline.processes import free_port
@@ -91,12 +93,13 @@ def trained_on_two_machines(project: Project, data: Path) -> None:
         assert [machine.wait(timeout=300) for machine in machines] == [0, 0], (project.folder / "machine0.log").read_text()
     finally:
         for machine in machines:
-            machine.kill()
+            machine.terminate()
+            machine.wait(timeout=60)
     assert not (project.folder / "empty").exists()
 
 
-def killed_in_training(project: Project, data: Path, rank: int, epoch: int) -> None:
-    """Start or resume the training, and send SIGKILL to one process after an epoch."""
+def killed_in_training(project: Project, data: Path, rank: int, epoch: int) -> Run:
+    """Start or resume the training, send SIGKILL to one process after an epoch, and wait for the end of the run."""
     log = project.folder / f"killed{rank}.log"
     command = [*TWO_PROCESSES, "--no-python", *TRAIN, "--data", str(data), "--resume", "true"]
     launcher = start(command, log, project.environment)
@@ -106,35 +109,40 @@ def killed_in_training(project: Project, data: Path, rank: int, epoch: int) -> N
         processes[str(rank)].send_signal(signal.SIGKILL)
         assert launcher.wait(timeout=90) != 0
     finally:
-        launcher.kill()
+        launcher.terminate()
+        launcher.wait(timeout=60)
+    await_condition(lambda: latest_run(project).info.status != "RUNNING")
+    return latest_run(project)
+
+
+def latest_run(project: Project) -> Run:
+    return project.client().search_runs(["1"], max_results=1)[0]
 
 
 def test_after_a_process_was_killed_the_training_ends_as_if_it_had_not_been(drawn: Path, tmp_path: Path):
     whole, cut = make_project(tmp_path / "whole"), make_project(tmp_path / "cut")
     trained_on_two_machines(whole, drawn)
     (complete,) = whole.client().search_runs(["1"])
-    assert complete.info.status == "FINISHED"
-    assert complete.data.params["finetune.processes"] == "2"
+    assert (complete.info.status, complete.data.params["finetune.processes"]) == ("FINISHED", "2")
     assert len(whole.client().search_model_versions(f"name='{MODEL}'")) == 1
     losses = epochs(whole, complete.info.run_id)
     assert list(losses) == list(range(1, EPOCHS + 1))
 
-    seen: dict[int, float] = {}
-    for number, (rank, epoch) in enumerate([(1, 1), (0, 3)], start=1):
-        killed_in_training(cut, drawn, rank, epoch)
-        await_condition(lambda: "RUNNING" not in [run.info.status for run in cut.client().search_runs(["1"])])
-        latest, *earlier = cut.client().search_runs(["1"])
-        assert latest.info.status in ("KILLED", "FAILED")
-        assert len(earlier) == number - 1
-        seen |= epochs(cut, latest.info.run_id)
-        assert epoch in seen
-        assert list((cut.folder / "cache" / "catdog-pyfunc").glob("finetune-*.pt"))
+    second_lost = killed_in_training(cut, drawn, 1, 1)
+    assert second_lost.info.status in ("FAILED", "KILLED")
+    assert list((cut.folder / "cache" / "catdog-pyfunc").glob("finetune-*.pt"))
+    first_lost = killed_in_training(cut, drawn, 0, 3)
+    assert first_lost.info.status == "KILLED"
+    assert not cut.client().search_registered_models()
+
     done = cut.command(*TWO_PROCESSES, "--no-python", *TRAIN, "--data", str(drawn), "--resume", "true")
     assert done.returncode == 0, done.stderr
-    latest, *_ = cut.client().search_runs(["1"])
-    rest = epochs(cut, latest.info.run_id)
-    assert min(rest) > 3, "no epoch that the checkpoint has may be run again"
-    assert seen | rest == pytest.approx(losses, abs=1e-5)
-    assert latest.data.metrics["test/log_loss"] == pytest.approx(complete.data.metrics["test/log_loss"], abs=1e-4)
+    resumed = latest_run(cut)
+    parts = [epochs(cut, run.info.run_id) for run in (second_lost, first_lost, resumed)]
+    assert 1 in parts[0]
+    assert 3 in parts[1]
+    assert all(not set(one) & set(other) for one, other in itertools.combinations(parts, 2))
+    assert parts[0] | parts[1] | parts[2] == pytest.approx(losses, abs=1e-5)
+    assert resumed.data.metrics["test/log_loss"] == pytest.approx(complete.data.metrics["test/log_loss"], abs=1e-4)
     assert len(cut.client().search_model_versions(f"name='{MODEL}'")) == 1
     assert not list((cut.folder / "cache" / "catdog-pyfunc").glob("*finetune-*"))

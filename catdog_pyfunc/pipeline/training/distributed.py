@@ -87,9 +87,11 @@ def joined() -> Iterator[Ranks]:
         The ranks, once all have joined.
 
     Raises:
-        InvalidSetting: There are more processes than GPUs on this machine.
+        InvalidSetting: There are more processes than GPUs on this machine, or torchrun has restarted them.
     """
     rank, size = rank_and_size()
+    if size > 1 and os.environ["TORCHELASTIC_RESTART_COUNT"] != "0":  # gloo would look for the processes that are gone
+        raise InvalidSetting("torchrun has restarted its processes; give --resume true to a new command, not --max-restarts")
     local_rank, local_size = (int(os.environ.get(name, only)) for name, only in (("LOCAL_RANK", 0), ("LOCAL_WORLD_SIZE", 1)))
     device = _device(local_rank, local_size)
     # On CPU the network keeps every core busy: decoding in further processes would only get in its way.
