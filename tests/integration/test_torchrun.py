@@ -123,7 +123,7 @@ def test_after_a_process_was_killed_the_training_ends_as_if_it_had_not_been(draw
     whole, cut = make_project(tmp_path / "whole"), make_project(tmp_path / "cut")
     trained_on_two_machines(whole, drawn)
     (complete,) = whole.client().search_runs(["1"])
-    assert (complete.info.status, complete.data.params["finetune.processes"]) == ("FINISHED", "2")
+    assert (complete.info.status, complete.data.params["system.processes"]) == ("FINISHED", "2")
     assert len(whole.client().search_model_versions(f"name='{MODEL}'")) == 1
     losses = epochs(whole, complete.info.run_id)
     assert list(losses) == list(range(1, EPOCHS + 1))

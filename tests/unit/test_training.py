@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import io
 import shutil
 from collections.abc import Callable
@@ -18,15 +17,13 @@ from torchvision.transforms import InterpolationMode
 
 from catdog_pyfunc.classifier import softmax
 from catdog_pyfunc.engine import Outputs
-from catdog_pyfunc.errors import InvalidData, InvalidSetting, InvalidWeights
+from catdog_pyfunc.errors import InvalidSetting, InvalidWeights
 from catdog_pyfunc.pipeline.data.corrupt import find_corrupt
 from catdog_pyfunc.pipeline.data.dataset import Dataset, Example, read_folder
-from catdog_pyfunc.pipeline.training import finetuning
 from catdog_pyfunc.pipeline.training.augmentation import augmentation
 from catdog_pyfunc.pipeline.training.backbones import Backbone, load_backbone
 from catdog_pyfunc.pipeline.training.calibration import fit_ood_threshold, fit_temperature
 from catdog_pyfunc.pipeline.training.config import TrainingConfig
-from catdog_pyfunc.pipeline.training.distributed import Ranks
 from catdog_pyfunc.pipeline.training.embeddings import embed
 from catdog_pyfunc.pipeline.training.finetuning import FinetuneConfig, finetune
 from catdog_pyfunc.pipeline.training.linear_head import EpochMetrics, fit_head
@@ -326,26 +323,3 @@ def test_fine_tuning_that_only_harms_leaves_the_network_as_it_was(splits: Splits
     config = FinetuneConfig(1, 50.0, 16, 0)
     assert finetune(net, *splits, config, checkpoint=tmp_path / "e.pt") == 0
     assert all(torch.equal(value, before[name]) for name, value in net.network.state_dict().items())
-
-
-def test_a_machine_without_the_images_says_so(
-    dataset: Dataset, splits: Splits, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-):
-    lost = tuple(replace(example, path=tmp_path / "lost.jpg") for example in splits[0])
-    job = finetuning._job(untrained(), lost, splits[1], FinetuneConfig(1, 1e-3, 16, 0))
-    monkeypatch.setattr(Ranks, "broadcast", lambda ranks: job)
-    monkeypatch.setattr(finetuning, "joined", lambda: contextlib.nullcontext(Ranks(1, 2, torch.device("cpu"), 0)))
-    with pytest.raises(InvalidData, match=r"lost\.jpg is not on .*: every machine needs the images at the same path"):
-        finetuning.assist()
-
-
-def test_batch_norm_is_shared_by_gpus_in_a_copy_with_the_same_weights():
-    net = untrained().network
-    assert Ranks(0, 2, torch.device("cpu"), 0).with_shared_batch_norm(net) is net
-    shared = Ranks(0, 2, torch.device("cuda", 0), 0).with_shared_batch_norm(net)
-    kinds = [[type(module) for module in each.modules()] for each in (net, shared)]
-    assert kinds[0].count(torch.nn.BatchNorm2d) == kinds[1].count(torch.nn.SyncBatchNorm) > 0
-    assert torch.nn.SyncBatchNorm not in kinds[0]
-    images = torch.rand(2, 3, 64, 64)
-    assert torch.allclose(net(images), shared(images), atol=1e-6)
-    net.load_state_dict(shared.state_dict())

@@ -19,7 +19,6 @@ from catdog_pyfunc.pipeline.cache import cache_dir
 from catdog_pyfunc.pipeline.console import log
 from catdog_pyfunc.pipeline.data.corrupt import find_corrupt
 from catdog_pyfunc.pipeline.data.dataset import ALL, SPLITS, Dataset
-from catdog_pyfunc.pipeline.processes import rank_and_size
 from catdog_pyfunc.pipeline.training import learning_curves
 from catdog_pyfunc.pipeline.training.backbones import Backbone
 from catdog_pyfunc.pipeline.training.calibration import fit_ood_threshold, fit_temperature
@@ -131,10 +130,8 @@ def _fit_head(config: TrainingConfig, dataset: Dataset, backbone: Backbone) -> t
 def _finetune(config: TrainingConfig, dataset: Dataset, backbone: Backbone) -> None:
     epochs = config.finetune_epochs
     finetuning = FinetuneConfig(epochs, config.learning_rate, config.batch_size, config.seed)
-    _, processes = rank_and_size()
     mlflow.log_params(
         {f"finetune.{name}": getattr(finetuning, name) for name in ("epochs", "learning_rate", "weight_decay")}
-        | {"finetune.processes": processes}
     )
     history: list[EpochMetrics] = []
 

@@ -85,7 +85,7 @@ def train(config: TrainingConfig) -> TrainingResult:
     with tracking.active_or_new_run() as active, contextlib.ExitStack() as stack:
         if size > 1:  # torchrun kills a rank that waits for one that is lost, and the run would stay RUNNING
             stack.enter_context(interrupted.marked_if_process_dies(active.info.run_id))
-        _log_start(config, active)
+        _log_start(config, active, size)
         return _train(config.resolved(), active.info.run_id)
 
 
@@ -110,10 +110,10 @@ def _train(config: TrainingConfig, run_id: str) -> TrainingResult:
     return TrainingResult(run_id, f"runs:/{run_id}/model", evaluation, version)
 
 
-def _log_start(config: TrainingConfig, active: mlflow.ActiveRun) -> None:
+def _log_start(config: TrainingConfig, active: mlflow.ActiveRun, processes: int) -> None:
     tracking.name_run(config.title())
     tracking.log_params({key: value for key, value in asdict(config).items() if key != "resume"})
-    mlflow.log_params(tracking.environment_params())
+    mlflow.log_params({**tracking.environment_params(), "system.processes": processes})
     mlflow.set_tag("author", versions.author())
     ui.set_up_experiment_page(active.info.experiment_id)
 
