@@ -28,11 +28,12 @@ from catdog_pyfunc.errors import InvalidSetting, InvalidWeights, JobFailed
 from catdog_pyfunc.pipeline.data.corrupt import find_corrupt
 from catdog_pyfunc.pipeline.data.dataset import Dataset, Example, read_folder
 from catdog_pyfunc.pipeline.training import linear_head
+from catdog_pyfunc.pipeline.training.augmentation import augmentation
 from catdog_pyfunc.pipeline.training.backbones import Backbone, load_backbone
 from catdog_pyfunc.pipeline.training.calibration import fit_ood_threshold, fit_temperature
 from catdog_pyfunc.pipeline.training.config import TrainingConfig
 from catdog_pyfunc.pipeline.training.embeddings import Compute, compute_here, embed
-from catdog_pyfunc.pipeline.training.finetuning import FinetuneConfig, augmentation, finetune
+from catdog_pyfunc.pipeline.training.finetuning import FinetuneConfig, finetune
 from catdog_pyfunc.pipeline.training.linear_head import EpochMetrics, fit_head
 from catdog_pyfunc.preprocessing import Preprocess, preprocess
 
@@ -317,7 +318,7 @@ def test_an_interrupted_fine_tuning_resumes_to_the_same_weights(splits: Splits, 
     config = FinetuneConfig(epochs=3, learning_rate=1e-3, batch_size=16, seed=0)
     whole, losses = untrained(), []
     kept = finetune(
-        *(whole.network, *splits, whole.preprocess, config),
+        *(whole, *splits, config),
         checkpoint=tmp_path / "a.pt",
         on_epoch=lambda epoch, metrics: losses.append(metrics.val_loss),
     )
@@ -325,10 +326,10 @@ def test_an_interrupted_fine_tuning_resumes_to_the_same_weights(splits: Splits, 
 
     checkpoint, cut, resumed, epochs = tmp_path / "b.pt", untrained(), untrained(), []
     with pytest.raises(KeyboardInterrupt):
-        finetune(cut.network, *splits, cut.preprocess, config, checkpoint=checkpoint, on_epoch=interrupt_after(2))
+        finetune(cut, *splits, config, checkpoint=checkpoint, on_epoch=interrupt_after(2))
     assert list(tmp_path.iterdir()) == [checkpoint]
     finetune(
-        *(resumed.network, *splits, resumed.preprocess, config),
+        *(resumed, *splits, config),
         checkpoint=checkpoint,
         resume=True,
         on_epoch=lambda epoch, metrics: epochs.append(epoch),
@@ -349,10 +350,10 @@ def test_two_fine_tunings_may_write_the_same_checkpoint_at_once(
     def meanwhile(state: object, file: object) -> None:
         monkeypatch.setattr(torch, "save", save)
         save(state, file)
-        finetune(second.network, *splits, second.preprocess, config, checkpoint=checkpoint)
+        finetune(second, *splits, config, checkpoint=checkpoint)
 
     monkeypatch.setattr(torch, "save", meanwhile)
-    finetune(first.network, *splits, first.preprocess, config, checkpoint=checkpoint)
+    finetune(first, *splits, config, checkpoint=checkpoint)
     assert not list(tmp_path.iterdir())
 
 
@@ -361,7 +362,7 @@ def test_resuming_what_was_never_interrupted_says_so_and_starts(
 ):
     net, epochs = untrained(), []
     finetune(
-        *(net.network, *splits, net.preprocess, FinetuneConfig(1, 1e-3, 16, 0)),
+        *(net, *splits, FinetuneConfig(1, 1e-3, 16, 0)),
         checkpoint=tmp_path / "d.pt",
         resume=True,
         on_epoch=lambda epoch, metrics: epochs.append(epoch),
@@ -374,5 +375,5 @@ def test_fine_tuning_that_only_harms_leaves_the_network_as_it_was(splits: Splits
     net = untrained()
     before = {name: value.clone() for name, value in net.network.state_dict().items()}
     config = FinetuneConfig(1, 50.0, 16, 0)
-    assert finetune(net.network, *splits, net.preprocess, config, checkpoint=tmp_path / "e.pt") == 0
+    assert finetune(net, *splits, config, checkpoint=tmp_path / "e.pt") == 0
     assert all(torch.equal(value, before[name]) for name, value in net.network.state_dict().items())

@@ -153,7 +153,7 @@ def _finetune(config: TrainingConfig, dataset: Dataset, backbone: Backbone) -> N
         log(f"epoch {epoch}/{epochs}: val loss {metrics.val_loss:.4f}, val accuracy {metrics.val_accuracy:.4f}")
 
     kept = finetune(
-        *(backbone.network, dataset.splits["train"], dataset.splits["val"], backbone.preprocess, finetuning),
+        *(backbone, dataset.splits["train"], dataset.splits["val"], finetuning),
         checkpoint=checkpoint_path(finetuning, dataset, backbone, horizontal_flip=config.horizontal_flip),
         resume=config.resume,
         on_epoch=on_epoch,
