@@ -67,6 +67,17 @@ def test_a_larger_body_gets_a_413_as_early_as_possible(declared: int | None, rea
     assert json.loads(body)["message"] == "the request body is larger than 1 MiB"
 
 
+def test_the_limit_lets_the_lifespan_pass():
+    seen: list[str] = []
+
+    async def record(scope: Any, receive: Any, send: Any) -> None:
+        seen.append(scope["type"])
+
+    lifespan: Any = app.limit_body(record, 1)
+    asyncio.run(lifespan({"type": "lifespan"}, None, None))
+    assert seen == ["lifespan"]
+
+
 def test_an_application_that_fails_within_the_limit_still_fails():
     async def failing(scope: Any, receive: Any, send: Any) -> None:
         raise RuntimeError("no such layer")
