@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import http.client
 import json
 import os
@@ -140,9 +141,9 @@ def test_a_draining_worker_fails_health_checks(path: str, monkeypatch: pytest.Mo
 
 def get(port: int, path: str) -> int:
     """Status of a request over a connection of its own."""
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
-    connection.request("GET", path)
-    return connection.getresponse().status
+    with contextlib.closing(http.client.HTTPConnection("127.0.0.1", port, timeout=20)) as connection:
+        connection.request("GET", path)
+        return connection.getresponse().status
 
 
 def test_a_worker_takes_requests_until_load_balancers_have_noticed_that_it_drains(
