@@ -4,16 +4,17 @@ PYTHON ?= python3
 VENV   := .venv
 INSTALLED := $(VENV)/.installed
 PEERS := .venv-peers/.installed
+SPARK := .venv-spark/.installed
 UV := $(VENV)/bin/uv pip install --quiet --python
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 export MLFLOW_DISABLE_TELEMETRY ?= true
 TESTS ?= not slow and not docker
 
-.PHONY: help demo test check docs mutants bench clean
+.PHONY: help demo test check docs mutants bench bench-scale clean
 .DEFAULT_GOAL := help
 
 help:  ## show this list
-	@grep -hE '^[a-z]+: .*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 16
+	@grep -hE '^[a-z-]+: .*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
 
 demo: $(INSTALLED)  ## train on synthetic images, register, promote, serve and send a request, on this machine
 	@python -m scripts.demo
@@ -37,6 +38,9 @@ mutants: $(INSTALLED)  ## list small changes to the code that no quick test noti
 bench: $(INSTALLED) $(PEERS)  ## compare serving speed with the alternatives, side by side; ARGS="--model … --images …"
 	python benchmarks/serving.py $(ARGS)
 
+bench-scale: $(SPARK)  ## measure how training and scoring grow with the number of images, for hours; ARGS="--counts 2000 20000"
+	PATH=$(CURDIR)/.venv-spark/bin:$$PATH python benchmarks/scale.py $(ARGS)
+
 clean:  ## remove .venv, build outputs and caches; runs and models (mlflow.db, mlruns) stay
 	rm -rf $(VENV) .venv-* build mutants site *.egg-info plugin/build plugin/*.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
@@ -46,6 +50,12 @@ $(INSTALLED): pyproject.toml catdog_pyfunc/requirements.txt plugin/pyproject.tom
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt uv
 	$(UV) $(VENV)/bin/python -c constraints.txt -e '.[train,dev]' -e ./plugin
+	@touch $@
+
+$(SPARK): $(INSTALLED)
+	@echo "installing the same with Spark into .venv-spark: pytest-xdist and MLflow trip over it"
+	$(PYTHON) -m venv .venv-spark
+	$(UV) .venv-spark/bin/python -c constraints.txt -e '.[dev,spark]' -e ./plugin
 	@touch $@
 
 $(PEERS): $(INSTALLED) benchmarks/peers/requirements.txt constraints.txt

@@ -9,7 +9,7 @@ CatDogError
 ├── EnginesDisagree                   PyTorch and ONNX Runtime differ: nothing was saved
 ├── TrackingError                     the tracking store cannot be reached or written
 ├── RegistryError                     a run, a model or a version does not exist
-├── ScoringFailed                     an output cannot be written, or a cluster gave up; what was written stays
+├── JobFailed                         an output or the cache cannot be written, or a cluster gave up
 ├── ModelFailed                       a model cannot be loaded, raises, hangs, or returns unusable predictions
 ├── PromotionRefused                  a version did not pass the gate: no alias was moved
 ├── PromotionLost                     somebody else moved the alias first: this promotion was not made
@@ -64,8 +64,8 @@ class ModelFailed(CatDogError):
     """A model cannot be loaded, raises, hangs, or returns predictions that cannot be used."""
 
 
-class ScoringFailed(CatDogError):
-    """An output cannot be written, or a cluster gave up; the predictions that were written stay."""
+class JobFailed(CatDogError):
+    """An output or the cache cannot be written, or a cluster gave up; what was written stays, and a second call goes on."""
 
 
 class PromotionRefused(CatDogError):

@@ -19,11 +19,11 @@ from catdog_pyfunc.errors import (
     InvalidData,
     InvalidSetting,
     InvalidWeights,
+    JobFailed,
     ModelFailed,
     PromotionLost,
     PromotionRefused,
     RegistryError,
-    ScoringFailed,
     TrackingError,
 )
 
@@ -60,6 +60,7 @@ __all__ = [
     "InvalidData",
     "InvalidSetting",
     "InvalidWeights",
+    "JobFailed",
     "LabelledImage",
     "ModelFailed",
     "Promotion",
@@ -68,7 +69,6 @@ __all__ = [
     "RegistryError",
     "Reliability",
     "ScoringConfig",
-    "ScoringFailed",
     "ScoringResult",
     "Summary",
     "Thresholds",

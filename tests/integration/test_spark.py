@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -221,6 +222,38 @@ def test_a_driver_that_is_killed_leaves_nothing_half_done_and_can_be_started_aga
     held_up.path.write_bytes(b"corrupt")
     finished(score(project_of_spark, photos, tmp_path / "out", model, master))
     assert [row["path"] for row in rows(tmp_path / "out")] == sorted(str(file) for file in photos.rglob("*.jpg"))
+
+
+def train(project: Project, data: Path, weights: Path, cache: Path, engine: str) -> dict[str, float]:
+    """Train without the embeddings of any other run; returns the run's metrics."""
+    command = [sys.executable, "-m", "scripts.train", "--data", str(data), "--weights", str(weights), "--engine", engine]
+    command += ["--image-size", "96", "--registered-model", "none"]
+    environment = {
+        **project.environment,
+        "SPARK_LOCAL_IP": "127.0.0.1",
+        "PYTHONPATH": str(REPOSITORY),
+        "XDG_CACHE_HOME": str(cache),
+    }
+    trained = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=DEADLINE_S)
+    assert trained.returncode == 0, trained.stderr[-3000:]
+    assert ("embedding images on Spark" in trained.stderr) == (engine != "local")
+    (run_id,) = re.findall(r"runs:/(\w+)/model", trained.stdout)
+    return dict(project.client().get_run(run_id).data.metrics)
+
+
+def test_training_on_a_cluster_gives_the_model_that_this_machine_gives(
+    master: str, project_of_spark: Project, drawn: Path, weights: Path, tmp_path: Path
+):
+    shutil.copytree(drawn, tmp_path / "images")
+    (tmp_path / "images" / "train" / "cat" / "broken.jpg").write_bytes(b"\xff\xd8\xff and no more")
+    here, there = (
+        train(project_of_spark, tmp_path / "images", weights, tmp_path / name, engine)
+        for name, engine in (("here", "local"), ("there", master))
+    )
+    assert there.keys() == here.keys()
+    same = [name for name in here if name.startswith(("test/", "head/")) and "latency" not in name]
+    assert len(same) > 15
+    assert {name: there[name] for name in same} == {name: here[name] for name in same}
 
 
 @pytest.mark.filterwarnings("ignore:PySpark does not yet fully support pandas >= 3:FutureWarning")

@@ -17,7 +17,7 @@ import pytest
 from click.testing import CliRunner
 
 from catdog_pyfunc import flavor
-from catdog_pyfunc.errors import InvalidBundle, InvalidData, InvalidSetting, MissingDependency, ScoringFailed, TrackingError
+from catdog_pyfunc.errors import InvalidBundle, InvalidData, InvalidSetting, JobFailed, MissingDependency, TrackingError
 from catdog_pyfunc.pipeline import ScoringConfig, score
 from catdog_pyfunc.pipeline.cli.main import catdog
 from catdog_pyfunc.pipeline.scoring import output as outputs
@@ -183,7 +183,7 @@ def test_a_full_disk_loses_nothing(photos: Path, tiny_model: Path, tmp_path: Pat
 
     with monkeypatch.context() as context:
         context.setattr(pq, "write_table", full)
-        with pytest.raises(ScoringFailed) as caught:
+        with pytest.raises(JobFailed) as caught:
             score(config(photos, tmp_path / "out", tiny_model))
     assert str(caught.value) == (
         f"cannot write to {tmp_path / 'out'} (No space left on device): the predictions for 0 images are there; "

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from catdog_pyfunc.errors import InvalidSetting
-
-LOCAL, SPARK = "local", "spark"
+from catdog_pyfunc.pipeline.spark import LOCAL, check_engine
 
 
 @dataclass(frozen=True)
@@ -30,7 +28,4 @@ class ScoringConfig:
     heatmaps: bool = False
 
     def __post_init__(self) -> None:
-        if self.engine not in (LOCAL, SPARK) and not self.engine.startswith(("spark://", "local[", "local-cluster[")):
-            raise InvalidSetting(
-                f"engine is {self.engine!r}; give {LOCAL}, {SPARK} or a master's URL, such as spark://host:7077"
-            )
+        check_engine(self.engine)

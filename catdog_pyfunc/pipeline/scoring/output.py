@@ -14,7 +14,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from catdog_pyfunc.errors import InvalidData, ScoringFailed
+from catdog_pyfunc.errors import InvalidData, JobFailed
 
 PART_ROWS, PART_ROWS_WITH_HEATMAPS = 4096, 512  # a heat map has about 80 KB
 SUCCESS = "_SUCCESS"  # Spark's name; readers of parquet skip names that begin with an underscore or a dot
@@ -69,7 +69,7 @@ class Output:
             schema: Their columns.
 
         Raises:
-            ScoringFailed: The folder cannot be written to; the parts written so far stay.
+            JobFailed: The folder cannot be written to; the parts written so far stay.
         """
         size = PART_ROWS_WITH_HEATMAPS if "heatmap" in schema.names else PART_ROWS
         rows = iter(rows)
@@ -80,7 +80,7 @@ class Output:
                 unfinished.replace(self._part(self._parts))
             except OSError as error:
                 unfinished.unlink(missing_ok=True)
-                raise ScoringFailed(
+                raise JobFailed(
                     f"cannot write to {self._folder} ({error.strerror or error}): the predictions for {self.done} images "
                     "are there; make room and run the same command again, which goes on from there"
                 ) from error

@@ -17,10 +17,11 @@ from catdog_pyfunc.errors import TrackingError, first_line
 from catdog_pyfunc.pipeline import tracking
 from catdog_pyfunc.pipeline.console import log, progress
 from catdog_pyfunc.pipeline.scoring import local, spark
-from catdog_pyfunc.pipeline.scoring.config import LOCAL, SPARK, ScoringConfig
+from catdog_pyfunc.pipeline.scoring.config import ScoringConfig
 from catdog_pyfunc.pipeline.scoring.inputs import Images, open_images
 from catdog_pyfunc.pipeline.scoring.output import Output, columns, open_output
 from catdog_pyfunc.pipeline.scoring.summary import Summary, plot, summarise
+from catdog_pyfunc.pipeline.spark import LOCAL, SPARK, session
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ def score(config: ScoringConfig) -> ScoringResult:
         InvalidData: The input cannot be used, or the output is there already.
         RegistryError: There is no such model.
         InvalidBundle: The model was not logged by this project.
-        ScoringFailed: The output cannot be written; a second call goes on.
+        JobFailed: The output cannot be written; a second call goes on.
         TrackingError: The tracking store cannot be reached or written.
 
     Example:
@@ -92,9 +93,9 @@ def _score(config: ScoringConfig, bundle: Bundle, folder: Path, metadata: dict[s
         if config.engine == LOCAL:
             return _score_here(config, bundle, images, output, metadata)
         started = monotonic()
-        with spark.session(config.engine) as session, output.unfinished_folder() as unfinished:
-            rows = spark.images_from(session, images.files, images.columns)
-            spark.score(session, rows, bundle.path, unfinished, config.heatmaps, metadata)
+        with session(config.engine) as active, output.unfinished_folder() as unfinished:
+            rows = spark.images_from(active, images.files, images.columns)
+            spark.score(active, rows, bundle.path, unfinished, config.heatmaps, metadata)
         return images.count / (monotonic() - started)
 
 

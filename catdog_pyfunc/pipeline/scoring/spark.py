@@ -1,17 +1,11 @@
-"""Scores on a Spark cluster: whole partitions in `mapInArrow`, the model loaded once per Python worker.
-
-The workers need this package installed, and see input and output by the same path as the driver.
-"""
+"""Scores on a Spark cluster: whole partitions in `mapInArrow`, the model loaded once per Python worker."""
 
 from __future__ import annotations
 
 import functools
-import os
 import shutil
-import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 from uuid import uuid4
@@ -20,8 +14,7 @@ import pyarrow as pa
 
 from catdog_pyfunc import bundle
 from catdog_pyfunc.classifier import Classifier
-from catdog_pyfunc.errors import MissingDependency, ScoringFailed, first_line
-from catdog_pyfunc.pipeline.scoring.config import SPARK
+from catdog_pyfunc.errors import JobFailed, first_line
 from catdog_pyfunc.pipeline.scoring.inputs import Item
 from catdog_pyfunc.pipeline.scoring.local import score_chunk
 from catdog_pyfunc.pipeline.scoring.output import columns
@@ -29,44 +22,11 @@ from catdog_pyfunc.pipeline.scoring.output import columns
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
 
-_BATCH_SETTING = "spark.sql.execution.arrow.maxRecordsPerBatch"
-_BATCH_ROWS = "64"  # Spark's default of 10,000 would be 340 MB of small photos
 _PARTITION_ROWS = 2048  # of a listing
 _SCHEMA = (
     "path string, digest string, label string, confidence double, probabilities map<string, double>, in_domain boolean, "
     "domain_score double, error string"
 )
-
-
-@contextmanager
-def session(engine: str) -> Iterator[SparkSession]:
-    """The active Spark session, or one of its own that ends with the block.
-
-    Args:
-        engine: "spark", or the URL of a master.
-
-    Yields:
-        The session.
-
-    Raises:
-        MissingDependency: pyspark is not installed.
-    """
-    try:
-        from pyspark.sql import SparkSession
-    except ImportError as error:
-        raise MissingDependency("engine spark needs pyspark: pip install 'catdog-pyfunc[spark]'") from error
-
-    active = SparkSession.getActiveSession()
-    if active is not None and engine == SPARK:
-        yield active
-        return
-    os.environ.setdefault("PYSPARK_PYTHON", sys.executable)  # Spark's default is whatever `python3` is
-    builder = SparkSession.builder.appName("catdog score")
-    spark = builder.getOrCreate() if engine == SPARK else builder.master(engine).getOrCreate()
-    try:
-        yield spark
-    finally:
-        spark.stop()
 
 
 def score(
@@ -83,12 +43,12 @@ def score(
         metadata: What to say in each file, as metadata of the column `path`.
 
     Raises:
-        ScoringFailed: The job was aborted.
+        JobFailed: The job was aborted.
     """
     from pyspark.errors import PySparkException
     from pyspark.sql import functions
 
-    with tempfile.TemporaryDirectory(prefix="catdog-") as scratch, _small_batches(spark):
+    with tempfile.TemporaryDirectory(prefix="catdog-") as scratch:
         archive = shutil.make_archive(
             str(Path(scratch) / f"catdog-{uuid4().hex}"), "zip", model
         )  # a session has one of a name
@@ -102,7 +62,7 @@ def score(
                 f"file://{output}"
             )  # `as_uri` would escape, and Spark not unescape, spaces
         except PySparkException as error:
-            raise ScoringFailed(
+            raise JobFailed(
                 f"Spark gave up ({first_line(error)}): nothing was written; run the same command again"
             ) from error
 
@@ -132,16 +92,6 @@ def images_from(spark: SparkSession, files: list[Path], columns: list[str]) -> D
         functions.coalesce("path", row).alias("path") if "path" in columns else row.alias("path"),
         functions.coalesce(content, functions.lit(b"")).alias("content"),
     )
-
-
-@contextmanager
-def _small_batches(spark: SparkSession) -> Iterator[None]:
-    before = spark.conf.get(_BATCH_SETTING)
-    spark.conf.set(_BATCH_SETTING, _BATCH_ROWS)
-    try:
-        yield
-    finally:
-        spark.conf.set(_BATCH_SETTING, before)
 
 
 def _score_batches(batches: Iterator[pa.RecordBatch], archive: str, heatmaps: bool) -> Iterator[pa.RecordBatch]:

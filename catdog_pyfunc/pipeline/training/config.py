@@ -8,6 +8,7 @@ from pathlib import Path
 from catdog_pyfunc.errors import InvalidSetting
 from catdog_pyfunc.pipeline.data import catalog
 from catdog_pyfunc.pipeline.registry import versions
+from catdog_pyfunc.pipeline.spark import LOCAL, check_engine
 
 AUTO, IMAGENET, NONE = "auto", "imagenet", "none"
 _SAMPLE_SIZE = 96  # shows all there is in the synthetic images, and trains five times as fast as 224
@@ -32,6 +33,8 @@ class TrainingConfig:
         batch_size: Images per fine-tuning step.
         seed: Seed of everything random.
         resume: Continue an interrupted fine-tuning from its last epoch.
+        engine: Where images are embedded: local (all cores of this machine), spark (the active session, or Spark on this
+            machine), or the URL of a Spark master.
         registered_model: Registered model that gets the new version; 'none' for no registration.
 
     Raises:
@@ -52,9 +55,11 @@ class TrainingConfig:
     batch_size: int = 16
     seed: int = 0
     resume: bool = False
+    engine: str = LOCAL
     registered_model: str = versions.NAME
 
     def __post_init__(self) -> None:
+        check_engine(self.engine)
         for name, minimum in _MINIMUM.items():
             value = getattr(self, name)
             if not value >= minimum:  # so that NaN fails, too
