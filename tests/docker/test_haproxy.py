@@ -30,6 +30,7 @@ NEEDED = (2, 31)  # an older Compose scales down to the old replicas instead of 
 UP = "up -d --wait"
 UPDATE = ("up -d --wait --no-recreate --scale serving=4", UP)
 CLIENTS = 8
+PAUSE_S = 0.1  # leaves replicas that start some of the cores
 TAG = f"catdog-test-{os.getpid()}-versions"
 
 
@@ -159,7 +160,7 @@ def await_use(replica: Container) -> None:
 
 
 def test_updates_and_rollbacks_lose_no_request(balanced: Balanced, monkeypatch: pytest.MonkeyPatch):
-    with under_load(balanced.address, balanced.body, CLIENTS) as responses:
+    with under_load(balanced.address, balanced.body, CLIENTS, PAUSE_S) as responses:
         for version in ("1", "2"):
             monkeypatch.setenv("CATDOG_IMAGE", f"{TAG}:{version}")
             started = time.monotonic()
@@ -173,7 +174,7 @@ def test_updates_and_rollbacks_lose_no_request(balanced: Balanced, monkeypatch: 
 
 def test_replicas_that_cannot_start_get_no_request(balanced: Balanced, monkeypatch: pytest.MonkeyPatch):
     before = {replica.id for replica in balanced.replicas()}
-    with under_load(balanced.address, balanced.body, CLIENTS) as responses:
+    with under_load(balanced.address, balanced.body, CLIENTS, PAUSE_S) as responses:
         with monkeypatch.context() as broken:
             broken.setenv("SERVING_MODEL_CONFIG", '{"threds": 1}')
             with pytest.raises(Exception, match=r"unhealthy|exited"):
