@@ -4,13 +4,13 @@ PYTHON ?= python3
 VENV   := .venv
 INSTALLED := $(VENV)/.installed
 PEERS := .venv-peers/.installed
-SPARK := .venv-spark/.installed
+ENGINES := .venv-engines/.installed
 UV := $(VENV)/bin/uv pip install --quiet --python
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 export MLFLOW_DISABLE_TELEMETRY ?= true
 TESTS ?= not slow and not docker
 
-.PHONY: help demo test check docs mutants bench bench-scale clean
+.PHONY: help demo test engines check docs mutants bench bench-scale clean
 .DEFAULT_GOAL := help
 
 help:  ## show this list
@@ -21,6 +21,9 @@ demo: $(INSTALLED)  ## train on synthetic images, register, promote, serve and s
 
 test: $(INSTALLED)  ## run the tests that take at most five minutes; TESTS= runs all, and a skipped one says what it needs
 	OMP_NUM_THREADS=1 python -m pytest -n 2 -m "$(TESTS)" $(ARGS)
+
+engines: $(ENGINES)  ## run the tests of Spark and Ray, in an environment with both
+	PATH=$(CURDIR)/.venv-engines/bin:$$PATH OMP_NUM_THREADS=1 python -m pytest -m "ray or spark" tests/integration $(ARGS)
 
 check: $(INSTALLED)  ## check formatting, lint, types and import contracts
 	ruff format --check .
@@ -38,8 +41,8 @@ mutants: $(INSTALLED)  ## list small changes to the code that no quick test noti
 bench: $(INSTALLED) $(PEERS)  ## compare serving speed with the alternatives, side by side; ARGS="--model … --images …"
 	python benchmarks/serving.py $(ARGS)
 
-bench-scale: $(SPARK)  ## measure how training and scoring grow with the number of images, for hours; ARGS="--counts 2000 20000"
-	PATH=$(CURDIR)/.venv-spark/bin:$$PATH python benchmarks/scale.py $(ARGS)
+bench-scale: $(ENGINES)  ## measure how training and scoring grow with the number of images, for hours; ARGS="--counts 2000 20000"
+	PATH=$(CURDIR)/.venv-engines/bin:$$PATH python benchmarks/scale.py $(ARGS)
 
 clean:  ## remove .venv, build outputs and caches; runs and models (mlflow.db, mlruns) stay
 	rm -rf $(VENV) .venv-* build mutants site *.egg-info plugin/build plugin/*.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
@@ -52,10 +55,10 @@ $(INSTALLED): pyproject.toml catdog_pyfunc/requirements.txt plugin/pyproject.tom
 	$(UV) $(VENV)/bin/python -c constraints.txt -e '.[train,dev]' -e ./plugin
 	@touch $@
 
-$(SPARK): $(INSTALLED)
-	@echo "installing the same with Spark into .venv-spark: pytest-xdist and MLflow trip over it"
-	$(PYTHON) -m venv .venv-spark
-	$(UV) .venv-spark/bin/python -c constraints.txt -e '.[dev,spark]' -e ./plugin
+$(ENGINES): $(INSTALLED)
+	@echo "installing Spark and Ray into .venv-engines: pytest-xdist and MLflow would trip over pyspark in $(VENV)"
+	$(PYTHON) -m venv .venv-engines
+	$(UV) .venv-engines/bin/python -c constraints.txt -e '.[dev,spark]' -e './plugin[ray]'
 	@touch $@
 
 $(PEERS): $(INSTALLED) benchmarks/peers/requirements.txt constraints.txt

@@ -7,7 +7,7 @@ import traceback
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
-from . import internals, smoke_test
+from . import PING, internals, smoke_test
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -15,6 +15,7 @@ Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Message, Receive, Send], Awaitable[None]]
 
 _MIB = 1024**2
+_HEALTH = (PING, "/health")
 
 
 class ScoringApp:
@@ -22,7 +23,7 @@ class ScoringApp:
 
     Attributes:
         draining: Set it, and each response closes its connection: no client sends another request into one that is about
-            to end.
+            to end. Health checks get a 503: load balancers send their next requests elsewhere.
     """
 
     def __init__(self, model: str, max_body_mb: float, ready: Callable[[], None]) -> None:
@@ -48,7 +49,12 @@ class ScoringApp:
                 message["headers"] = [*message.get("headers", ()), (b"connection", b"close")]
             await send(message)
 
-        await self._app(scope, receive, closing_send)
+        if self.draining and scope["path"] in _HEALTH:
+            await _respond(
+                closing_send, 503, {"error_code": "TEMPORARILY_UNAVAILABLE", "message": "this server is stopping"}
+            )
+        else:
+            await self._app(scope, receive, closing_send)
 
     async def _lifespan(self, receive: Receive, send: Send) -> None:
         await receive()  # lifespan.startup
