@@ -4,22 +4,26 @@ PYTHON ?= python3
 VENV   := .venv
 INSTALLED := $(VENV)/.installed
 PEERS := .venv-peers/.installed
+ENGINES := .venv-engines/.installed
 UV := $(VENV)/bin/uv pip install --quiet --python
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 export MLFLOW_DISABLE_TELEMETRY ?= true
 TESTS ?= not slow and not docker
 
-.PHONY: help demo test check docs mutants bench clean
+.PHONY: help demo test engines check docs mutants bench bench-scale clean
 .DEFAULT_GOAL := help
 
 help:  ## show this list
-	@grep -hE '^[a-z]+: .*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 16
+	@grep -hE '^[a-z-]+: .*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
 
 demo: $(INSTALLED)  ## train on synthetic images, register, promote, serve and send a request, on this machine
 	@python -m scripts.demo
 
 test: $(INSTALLED)  ## run the tests that take at most five minutes; TESTS= runs all, and a skipped one says what it needs
 	OMP_NUM_THREADS=1 python -m pytest -n 2 -m "$(TESTS)" $(ARGS)
+
+engines: $(ENGINES)  ## run the tests of Spark and Ray, in an environment with both
+	PATH=$(CURDIR)/.venv-engines/bin:$$PATH OMP_NUM_THREADS=1 python -m pytest -m "ray or spark" tests/integration $(ARGS)
 
 check: $(INSTALLED)  ## check formatting, lint, types and import contracts
 	ruff format --check .
@@ -37,6 +41,9 @@ mutants: $(INSTALLED)  ## list small changes to the code that no quick test noti
 bench: $(INSTALLED) $(PEERS)  ## compare serving speed with the alternatives, side by side; ARGS="--model … --images …"
 	python benchmarks/serving.py $(ARGS)
 
+bench-scale: $(ENGINES)  ## measure how training and scoring grow with the number of images, for hours; ARGS="--counts 2000 20000"
+	PATH=$(CURDIR)/.venv-engines/bin:$$PATH python benchmarks/scale.py $(ARGS)
+
 clean:  ## remove .venv, build outputs and caches; runs and models (mlflow.db, mlruns) stay
 	rm -rf $(VENV) .venv-* build mutants site *.egg-info plugin/build plugin/*.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
@@ -46,6 +53,12 @@ $(INSTALLED): pyproject.toml catdog_pyfunc/requirements.txt plugin/pyproject.tom
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt uv
 	$(UV) $(VENV)/bin/python -c constraints.txt -e '.[train,dev]' -e ./plugin
+	@touch $@
+
+$(ENGINES): $(INSTALLED)
+	@echo "installing Spark and Ray into .venv-engines: pytest-xdist and MLflow would trip over pyspark in $(VENV)"
+	$(PYTHON) -m venv .venv-engines
+	$(UV) .venv-engines/bin/python -c constraints.txt -e '.[dev,spark]' -e './plugin[ray]'
 	@touch $@
 
 $(PEERS): $(INSTALLED) benchmarks/peers/requirements.txt constraints.txt

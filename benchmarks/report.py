@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+import mlflow
+
+from catdog_pyfunc.cpu import available_cores
 from catdog_pyfunc.pipeline.console import markdown_table
 
 
@@ -66,3 +71,14 @@ def table(rows: Sequence[Row]) -> str:
         named = [row.server, str(row.workers), row.size, str(row.clients)]
         cells.append([*named, *speed, start, memory, row.same_labels, str(row.errors)])
     return markdown_table(cells)
+
+
+def machine() -> str:
+    """The processor and the versions that a measurement depends on."""
+    model = platform.processor() or platform.machine()
+    if Path("/proc/cpuinfo").exists():
+        names = [
+            line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line
+        ]
+        model = names[0] if names else model
+    return f"{available_cores()} cores of {model}, Python {platform.python_version()}, MLflow {mlflow.__version__}"

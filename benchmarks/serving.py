@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import tempfile
 import time
 import warnings
@@ -21,12 +20,11 @@ from dataclasses import asdict
 from pathlib import Path
 
 import load
-import mlflow
 import models
 import numpy as np
 import servers
 from images import draw_images, make_images
-from report import Row, ratios, table
+from report import Row, machine, ratios, table
 from servers import PEERS_PYTHON, Server
 
 from catdog_pyfunc import bundle, flavor, pyfunc_model
@@ -51,14 +49,14 @@ def main() -> None:
         for server in _plan(model, scratch, arguments.only):
             rows += measure(server, images, labels, arguments, scratch)
     report = {
-        "machine": _machine(),
+        "machine": machine(),
         "images": _sizes(images),
         "seconds": arguments.seconds,
         "rows": [asdict(row) for row in rows],
     }
     report["ratios"] = ratios(rows)
     arguments.output.write_text(json.dumps(report, indent=2) + "\n")
-    print(f"\n{_machine()}; images {_sizes(images)}\n\n{table(rows)}")
+    print(f"\n{machine()}; images {_sizes(images)}\n\n{table(rows)}")
     print(f"{json.dumps(report['ratios'], indent=2)}\nwritten: {arguments.output}")
 
 
@@ -159,16 +157,6 @@ def _labels(model: Path, images: dict[str, list[bytes]]) -> dict[bytes, str]:
     classifier = flavor.load_model(str(model))
     files = [image for group in images.values() for image in group]
     return {image: str(prediction.label) for image, prediction in zip(files, classifier.predict(files), strict=True)}
-
-
-def _machine() -> str:
-    model = platform.processor() or platform.machine()
-    if Path("/proc/cpuinfo").exists():
-        names = [
-            line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line
-        ]
-        model = names[0] if names else model
-    return f"{available_cores()} cores of {model}, Python {platform.python_version()}, MLflow {mlflow.__version__}"
 
 
 def _sizes(images: dict[str, list[bytes]]) -> str:

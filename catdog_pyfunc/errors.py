@@ -9,6 +9,7 @@ CatDogError
 ├── EnginesDisagree                   PyTorch and ONNX Runtime differ: nothing was saved
 ├── TrackingError                     the tracking store cannot be reached or written
 ├── RegistryError                     a run, a model or a version does not exist
+├── JobFailed                         an output or the cache cannot be written, or a cluster gave up
 ├── ModelFailed                       a model cannot be loaded, raises, hangs, or returns unusable predictions
 ├── PromotionRefused                  a version did not pass the gate: no alias was moved
 ├── PromotionLost                     somebody else moved the alias first: this promotion was not made
@@ -61,6 +62,10 @@ class RegistryError(CatDogError):
 
 class ModelFailed(CatDogError):
     """A model cannot be loaded, raises, hangs, or returns predictions that cannot be used."""
+
+
+class JobFailed(CatDogError):
+    """An output or the cache cannot be written, or a cluster gave up; what was written stays, and a second call goes on."""
 
 
 class PromotionRefused(CatDogError):

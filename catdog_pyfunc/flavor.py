@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.metadata
+import re
 import shutil
 import sys
 import tempfile
@@ -159,11 +160,29 @@ def load_model(
         >>> print(prediction.error.split(";")[0])
         image 0 is neither an image nor base64: starts with b'%PDF-1.7'
     """
+    with opened_bundle(model_uri) as bundle:
+        return Classifier(bundle, engine=engine, threads=threads, limits=limits)
+
+
+@contextlib.contextmanager
+def opened_bundle(model_uri: str) -> Iterator[Bundle]:
+    """Make the bundle of a model that this project logged available as files.
+
+    Args:
+        model_uri: Any URI that MLflow resolves.
+
+    Yields:
+        The bundle; a download is deleted when the context ends.
+
+    Raises:
+        RegistryError: There is no such model, or it cannot be downloaded.
+        InvalidBundle: The model was not saved by this project, or is damaged.
+    """
     with downloaded_model(model_uri) as folder:
         bundle = folder / "artifacts" / BUNDLE_ARTIFACT
         if not bundle.is_dir():
             raise InvalidBundle(f"{model_uri} contains no catdog bundle: give a model that this project saved")
-        return Classifier(bundles.read(bundle), engine=engine, threads=threads, limits=limits)
+        yield bundles.read(bundle)
 
 
 @contextlib.contextmanager
@@ -181,17 +200,42 @@ def downloaded_model(model_uri: str) -> Iterator[Path]:
         RegistryError: There is no such model, or it cannot be downloaded.
     """
     with contextlib.ExitStack() as stack:
-        try:
+        with _loading(model_uri):
             folder = internals.local_model(model_uri)
             if folder is None:
                 scratch = stack.enter_context(tempfile.TemporaryDirectory(prefix="catdog-"))
                 folder = Path(mlflow.artifacts.download_artifacts(artifact_uri=model_uri, dst_path=scratch))
-        except (MlflowException, OSError) as error:
-            raise RegistryError(
-                f"cannot load model {model_uri} from {mlflow.get_tracking_uri()} ({first_line(error)}): "
-                "give models:/<name>@<alias>, models:/<name>/<version>, runs:/<run id>/model or a folder"
-            ) from None
         yield folder
+
+
+def exact_uri(model_uri: str) -> str:
+    """Resolve an alias, so that whatever is loaded later is the version that it names now.
+
+    Args:
+        model_uri: Any URI that MLflow resolves.
+
+    Returns:
+        `models:/<name>/<number>` for a registered version or an alias; any other URI as it is.
+
+    Raises:
+        RegistryError: There is no such model or alias, or the registry cannot be reached.
+    """
+    if not re.fullmatch(r"models:/[^/@]+[/@].+", model_uri):  # a run's model, a folder, models:/m-<id>
+        return model_uri
+    with _loading(model_uri):
+        name, version = internals.registered_version(mlflow.MlflowClient(), model_uri)
+    return f"models:/{name}/{version}"
+
+
+@contextlib.contextmanager
+def _loading(model_uri: str) -> Iterator[None]:
+    try:
+        yield
+    except (MlflowException, OSError) as error:
+        raise RegistryError(
+            f"cannot load model {model_uri} from {mlflow.get_tracking_uri()} ({first_line(error)}): "
+            "give models:/<name>@<alias>, models:/<name>/<version>, runs:/<run id>/model or a folder"
+        ) from None
 
 
 def _write_bundle(

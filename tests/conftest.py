@@ -23,7 +23,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(folder)
 
 
-USE_PROJECT = {f"test_{name}" for name in ("evaluator", "fuzz", "requests", "run_local", "serving", "workflow")}
+USE_PROJECT = {f"test_{name}" for name in ("evaluator", "fuzz", "requests", "run_local", "scoring", "serving", "workflow")}
 
 
 class Scheduling(LoadScopeScheduling):

@@ -19,6 +19,7 @@ from catdog_pyfunc.errors import (
     InvalidData,
     InvalidSetting,
     InvalidWeights,
+    JobFailed,
     ModelFailed,
     PromotionLost,
     PromotionRefused,
@@ -39,6 +40,9 @@ if TYPE_CHECKING:
     from catdog_pyfunc.pipeline.registry.promotion import Promotion, promote
     from catdog_pyfunc.pipeline.registry.reconcile import history, roll_back
     from catdog_pyfunc.pipeline.registry.versions import register
+    from catdog_pyfunc.pipeline.scoring.config import ScoringConfig
+    from catdog_pyfunc.pipeline.scoring.score import ScoringResult, score
+    from catdog_pyfunc.pipeline.scoring.summary import Summary
     from catdog_pyfunc.pipeline.training.config import TrainingConfig
     from catdog_pyfunc.pipeline.training.train import TrainingResult, train
 
@@ -56,6 +60,7 @@ __all__ = [
     "InvalidData",
     "InvalidSetting",
     "InvalidWeights",
+    "JobFailed",
     "LabelledImage",
     "ModelFailed",
     "Promotion",
@@ -63,6 +68,9 @@ __all__ = [
     "PromotionRefused",
     "RegistryError",
     "Reliability",
+    "ScoringConfig",
+    "ScoringResult",
+    "Summary",
     "Thresholds",
     "TrackingError",
     "TrainingConfig",
@@ -73,6 +81,7 @@ __all__ = [
     "promote",
     "register",
     "roll_back",
+    "score",
     "train",
 ]
 _MODULES = {
@@ -88,6 +97,9 @@ _MODULES = {
     "registry.promotion": ("Promotion", "promote"),
     "registry.reconcile": ("history", "roll_back"),
     "registry.versions": ("register",),
+    "scoring.config": ("ScoringConfig",),
+    "scoring.score": ("ScoringResult", "score"),
+    "scoring.summary": ("Summary",),
     "training.config": ("TrainingConfig",),
     "training.train": ("TrainingResult", "train"),
 }

@@ -18,27 +18,29 @@ def log(message: str) -> None:
     print(message, file=sys.stderr, flush=True)
 
 
-def progress(items: Iterable[Item], title: str, total: int) -> Iterator[Item]:
+def progress(items: Iterable[Item], title: str, total: int, done: int = 0) -> Iterator[Item]:
     """Show the progress of a loop: a bar on a terminal, a line every ten seconds and at the end in a log.
 
     Args:
         items: The items to loop over.
         title: A few words for what the loop does.
-        total: Number of items.
+        total: Number of items, those included that an earlier call has done.
+        done: Number of those.
 
     Yields:
         The items.
     """
     if sys.stderr.isatty():
-        yield from tqdm(items, desc=title, total=total)
+        yield from tqdm(items, desc=title, total=total, initial=done)
         return
     started = logged = time.monotonic()
-    for done, item in enumerate(items, start=1):
+    for here, item in enumerate(items, start=1):
         yield item
         now = time.monotonic()
-        if done == total or now - logged >= _LOG_INTERVAL_S:
-            logged = now
-            log(f"{title}: {done}/{total} ({now - started:.0f} s)")
+        if done + here == total or now - logged >= _LOG_INTERVAL_S:
+            logged, elapsed = now, max(now - started, 1e-3)
+            left = (total - done - here) * elapsed / here
+            log(f"{title}: {done + here}/{total} ({elapsed:.0f} s, {here / elapsed:.0f}/s, {left:.0f} s left)")
 
 
 def text_table(rows: Sequence[Sequence[str]]) -> str:

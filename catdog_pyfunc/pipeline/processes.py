@@ -1,8 +1,9 @@
-"""Ports and signals of this project's processes."""
+"""Ports, signals and ranks of this project's processes."""
 
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import socket
 import threading
@@ -40,3 +41,10 @@ def sigterm_as_interrupt() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def rank_and_size() -> tuple[int, int]:
+    """The number of this process among those that `torchrun` has started, from 0, and how many there are; else (0, 1)."""
+    if "TORCHELASTIC_RUN_ID" not in os.environ:  # set by torchrun only; schedulers set the others, too
+        return 0, 1
+    return int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])

@@ -1,7 +1,7 @@
 """Fixtures on a real Docker daemon, on which these tests leave nothing.
 
 CATDOG_DOCKER=1 enables them; they also need `docker compose`. The images that all others are built on (python:X.Y.Z-slim,
-postgres:N) are pulled unless they are there, and stay.
+postgres:N, haproxy:N) are pulled unless they are there, and stay.
 """
 
 from __future__ import annotations
@@ -49,7 +49,9 @@ def docker_client() -> Iterator[DockerClient]:
 def inventory(client: DockerClient) -> set[str]:
     """Containers, networks, volumes and images, without the base images that are only pulled."""
     images = [
-        image for image in client.images.list() if not any(tag.startswith(("python:", "postgres:")) for tag in image.tags)
+        image
+        for image in client.images.list()
+        if not any(tag.startswith(("python:", "postgres:", "haproxy:")) for tag in image.tags)
     ]
     return {
         f"{type(thing).__name__} {thing.id} {getattr(thing, 'tags', '') or thing.attrs.get('Name', '')}"

@@ -19,7 +19,7 @@ import yaml
 from click.testing import CliRunner, Result
 
 import catdog_pyfunc
-from catdog_pyfunc.errors import PromotionLost
+from catdog_pyfunc.errors import InvalidSetting, PromotionLost
 from catdog_pyfunc.pipeline import interrupted, tracking
 from catdog_pyfunc.pipeline.cli import options
 from catdog_pyfunc.pipeline.cli.main import COMMANDS, catdog
@@ -27,7 +27,9 @@ from catdog_pyfunc.pipeline.evaluation.runs import EvaluationConfig
 from catdog_pyfunc.pipeline.registry import reconcile, versions
 from catdog_pyfunc.pipeline.registry.gate import Thresholds
 from catdog_pyfunc.pipeline.registry.promotion import Promotion
+from catdog_pyfunc.pipeline.training import finetuning
 from catdog_pyfunc.pipeline.training.config import TrainingConfig
+from catdog_pyfunc.pipeline.training.train import train
 
 REPOSITORY = Path(__file__).parent.parent.parent
 ENTRY_POINTS = yaml.safe_load((REPOSITORY / "MLproject").read_text())["entry_points"]
@@ -291,6 +293,35 @@ def test_a_package_that_is_not_installed_is_answered_by_the_command_that_install
     ours = ModuleNotFoundError("No module named 'catdog_pyfunc.lost'", name="catdog_pyfunc.lost")
     monkeypatch.setattr(reconcile, "history", raising(ours))
     assert run("history").exception is ours
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            ["--finetune-epochs", "0"],
+            "finetune_epochs is 0, and fine-tuning is all that the 3 processes of torchrun could share",
+        ),
+        (["--finetune-epochs", "1"], "batch_size is 16 for 3 processes together; give a multiple of 3, and at least 6"),
+        (["--finetune-epochs", "1", "--batch-size", "3"], "batch_size is 3 for 3 processes together"),
+    ],
+)
+def test_processes_of_torchrun_that_cannot_share_a_training_leave_no_run(options: list[str], message: str):
+    done = run("train", "--data", "photos", *options, TORCHELASTIC_RUN_ID="none", RANK="0", WORLD_SIZE="3")
+    assert done.exit_code == 1
+    assert message in done.output
+
+
+def test_only_the_first_process_of_torchrun_trains(monkeypatch: pytest.MonkeyPatch):
+    assisted: list[bool] = []
+    monkeypatch.setattr(finetuning, "assist", lambda: assisted.append(True))
+    second = {"TORCHELASTIC_RUN_ID": "none", "RANK": "1", "WORLD_SIZE": "2"}
+    done = run("train", "--data", "photos", **second)
+    assert (done.exit_code, done.output, assisted) == (0, "", [True])
+    for name, value in second.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(InvalidSetting, match="train was called in rank 1 of torchrun"):
+        train(TrainingConfig(data="photos"))
 
 
 def test_an_interruption_is_130_and_no_traceback(monkeypatch: pytest.MonkeyPatch):

@@ -18,8 +18,11 @@ def test_in_a_log_progress_is_a_line_every_ten_seconds_and_at_the_end(
         yield from (0.0, 4.0, 11.0, 13.0, 14.0)
 
     monkeypatch.setattr(time, "monotonic", clock().__next__)
-    assert list(console.progress("abcd", "embedding images", 4)) == list("abcd")
-    assert capsys.readouterr().err.splitlines() == ["embedding images: 2/4 (11 s)", "embedding images: 4/4 (14 s)"]
+    assert list(console.progress("abcd", "scoring images", 24, done=20)) == list("abcd")
+    assert capsys.readouterr().err.splitlines() == [
+        "scoring images: 22/24 (11 s, 0/s, 11 s left)",
+        "scoring images: 24/24 (14 s, 0/s, 0 s left)",
+    ]
 
 
 def test_on_a_terminal_progress_is_a_bar(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):

@@ -12,6 +12,7 @@ from mlflow_catdog.deployments.options import Options
 from catdog_pyfunc.pipeline.evaluation.runs import EvaluationConfig
 from catdog_pyfunc.pipeline.registry.gate import Thresholds
 from catdog_pyfunc.pipeline.registry.promotion import Promotion
+from catdog_pyfunc.pipeline.scoring.config import ScoringConfig
 from catdog_pyfunc.pipeline.training.config import TrainingConfig
 from catdog_pyfunc.pyfunc_model import DEFAULT_MODEL_CONFIG
 from tests.docs import pages, tables
@@ -36,12 +37,13 @@ def shown(default: object) -> str:
     [
         ("training.md", defaults(TrainingConfig)),
         ("evaluation.md", defaults(EvaluationConfig)),
+        ("scoring.md", defaults(ScoringConfig)),
         ("registry-and-gate.md", defaults(Promotion)),
         ("registry-and-gate.md", defaults(Thresholds)),
         ("deployments.md", defaults(Options)),
         ("serving.md", {name: shown(value) for name, value in DEFAULT_MODEL_CONFIG.items()}),
     ],
-    ids=["training", "evaluation", "promotion", "gate", "deployment", "model_config"],
+    ids=["training", "evaluation", "scoring", "promotion", "gate", "deployment", "model_config"],
 )
 def test_a_table_of_the_docs_has_every_parameter_and_default(page: str, expected: dict[str, str]):
     written = [{row[0]: row[1] for row in table[1:]} for table in tables(page)]

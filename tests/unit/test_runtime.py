@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import http.client
 import json
 import os
 import signal
@@ -14,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from mlflow_catdog.runtime import STARTUP_FAILED, app, internals, listener, supervisor
+import uvicorn
+from mlflow_catdog.runtime import STARTUP_FAILED, app, internals, listener, supervisor, worker
 
 from tests.waiting import await_condition
 
@@ -33,7 +36,9 @@ async def echo_size(scope: Any, receive: Any, send: Any) -> None:
     await send({"type": "http.response.body", "body": str(size).encode()})
 
 
-def respond(application: Any, chunks: list[bytes], declared: int | None = None) -> tuple[int, bytes, int, list[Any]]:
+def respond(
+    application: Any, chunks: list[bytes], declared: int | None = None, path: str = "/invocations"
+) -> tuple[int, bytes, int, list[Any]]:
     """Status, body, chunks that were read, and headers of the response to one request."""
     sent: list[Message] = []
     unread = list(chunks)
@@ -45,7 +50,7 @@ def respond(application: Any, chunks: list[bytes], declared: int | None = None) 
         sent.append(message)
 
     headers = [] if declared is None else [(b"content-length", str(declared).encode())]
-    asyncio.run(application({"type": "http", "headers": headers}, receive, send))
+    asyncio.run(application({"type": "http", "path": path, "headers": headers}, receive, send))
     start, *bodies = sent
     return (
         start["status"],
@@ -65,6 +70,17 @@ def test_a_larger_body_gets_a_413_as_early_as_possible(declared: int | None, rea
     status, body, chunks_read, _ = respond(app.limit_body(echo_size, 1), chunks, declared)
     assert (status, chunks_read) == (413, read)
     assert json.loads(body)["message"] == "the request body is larger than 1 MiB"
+
+
+def test_the_limit_lets_the_lifespan_pass():
+    seen: list[str] = []
+
+    async def record(scope: Any, receive: Any, send: Any) -> None:
+        seen.append(scope["type"])
+
+    lifespan: Any = app.limit_body(record, 1)
+    asyncio.run(lifespan({"type": "lifespan"}, None, None))
+    assert seen == ["lifespan"]
 
 
 def test_an_application_that_fails_within_the_limit_still_fails():
@@ -122,6 +138,55 @@ def test_a_draining_worker_closes_each_connection_after_its_response(monkeypatch
     assert respond(application, [b"x"])[3] == []
     application.draining = True
     assert respond(application, [b"x"])[3] == [(b"connection", b"close")]
+
+
+@pytest.mark.parametrize("path", ["/ping", "/health"])
+def test_a_draining_worker_fails_health_checks(path: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    application, _, _ = started(monkeypatch, tmp_path, "cat")
+    application._app = echo_size
+    assert respond(application, [b""], path=path)[0] == 200
+    application.draining = True
+    assert respond(application, [b""], path=path)[0] == 503
+    assert respond(application, [b""])[0] == 200
+
+
+def get(port: int, path: str) -> int:
+    """Status of a request over a connection of its own."""
+    with contextlib.closing(http.client.HTTPConnection("127.0.0.1", port, timeout=20)) as connection:
+        connection.request("GET", path)
+        return connection.getresponse().status
+
+
+def test_a_worker_takes_requests_until_load_balancers_have_noticed_that_it_drains(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    delay_s, sleep = 1000.0, asyncio.sleep
+    application, _, _ = started(monkeypatch, tmp_path, "cat")
+    application._app = echo_size
+
+    async def scenario() -> None:
+        noticed = asyncio.Event()
+        monkeypatch.setattr(asyncio, "sleep", lambda seconds: noticed.wait() if seconds == delay_s else sleep(seconds))
+        server = worker.DrainingServer(uvicorn.Config(application, lifespan="off", log_level="error"), delay_s)
+        monkeypatch.setattr(supervisor, "PORT", 0)
+        listening = supervisor._bound_socket("127.0.0.1")
+        port = listening.getsockname()[1]
+        with pytest.raises(ConnectionRefusedError):
+            await asyncio.to_thread(get, port, "/ping")
+        serving = asyncio.create_task(server.serve([listening]))
+        while not server.started:
+            await sleep(0.02)
+        server.should_exit = True
+        while not application.draining:
+            await sleep(0.02)
+        assert await asyncio.to_thread(get, port, "/ping") == 503
+        assert await asyncio.to_thread(get, port, "/invocations") == 200
+        noticed.set()
+        await serving
+        with pytest.raises(ConnectionRefusedError):
+            await asyncio.to_thread(get, port, "/ping")
+
+    asyncio.run(asyncio.wait_for(scenario(), timeout=60))
 
 
 @pytest.fixture
@@ -249,3 +314,15 @@ def test_stopping_waits_for_the_workers(workers: Callable[[int, str], supervisor
     await_condition(lambda: group.supervise() and group._reports == 1)
     group.stop()
     assert done.exists()
+
+
+def test_stopping_ends_workers_that_are_not_serving_yet(workers: Callable[[int, str], supervisor.Workers], tmp_path: Path):
+    script = (
+        "import pathlib, signal\n"
+        "signal.signal(signal.SIGTERM, lambda *_: None)  # uvicorn's handler has no effect while it starts\n"
+        f"pathlib.Path({str(tmp_path / 'started')!r} + str(os.getpid())).touch(); time.sleep(20)\n"
+    )
+    group = workers(2, script)
+    await_condition(lambda: group.supervise() and len(list(tmp_path.glob("started*"))) == 2)
+    group.stop()
+    assert [process.returncode for process in group._processes] == [-signal.SIGKILL] * 2

@@ -58,6 +58,22 @@ def test_an_interrupted_run_is_killed(number: int, client: mlflow.MlflowClient):
     assert handlers == (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM))
 
 
+def test_a_signal_that_cuts_off_the_end_of_a_failed_run_leaves_it_killed(
+    monkeypatch: pytest.MonkeyPatch, client: mlflow.MlflowClient
+):
+    """torchrun sends SIGTERM to a process that fails because another one was lost."""
+    set_terminated = mlflow.MlflowClient.set_terminated
+
+    def cut_off(*args: object) -> None:
+        monkeypatch.setattr(mlflow.MlflowClient, "set_terminated", set_terminated)
+        signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(mlflow.MlflowClient, "set_terminated", cut_off)
+    with pytest.raises(KeyboardInterrupt), tracking.run() as active:
+        raise ValueError("connection reset by peer")
+    assert get(client, active).info.status == "KILLED"
+
+
 @pytest.mark.parametrize("second", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("first", [signal.SIGINT, signal.SIGTERM])
 def test_a_second_signal_gets_through_to_a_clean_up_that_hangs(first: int, second: int):

@@ -2,29 +2,38 @@
 
 from __future__ import annotations
 
+import errno
 import io
+import mmap
+import os
 import shutil
+import tempfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from sklearn.linear_model import LogisticRegression
+from sklearn.preprocessing import StandardScaler
 from torchvision import models
 from torchvision.transforms import InterpolationMode
 
 from catdog_pyfunc.classifier import softmax
 from catdog_pyfunc.engine import Outputs
-from catdog_pyfunc.errors import InvalidSetting, InvalidWeights
+from catdog_pyfunc.errors import InvalidSetting, InvalidWeights, JobFailed
 from catdog_pyfunc.pipeline.data.corrupt import find_corrupt
 from catdog_pyfunc.pipeline.data.dataset import Dataset, Example, read_folder
+from catdog_pyfunc.pipeline.training import linear_head
+from catdog_pyfunc.pipeline.training.augmentation import augmentation
 from catdog_pyfunc.pipeline.training.backbones import Backbone, load_backbone
 from catdog_pyfunc.pipeline.training.calibration import fit_ood_threshold, fit_temperature
 from catdog_pyfunc.pipeline.training.config import TrainingConfig
-from catdog_pyfunc.pipeline.training.embeddings import embed
-from catdog_pyfunc.pipeline.training.finetuning import FinetuneConfig, augmentation, finetune
+from catdog_pyfunc.pipeline.training.embeddings import Compute, compute_here, embed
+from catdog_pyfunc.pipeline.training.finetuning import FinetuneConfig, finetune
 from catdog_pyfunc.pipeline.training.linear_head import EpochMetrics, fit_head
 from catdog_pyfunc.preprocessing import Preprocess, preprocess
 
@@ -115,22 +124,26 @@ def test_images_are_resampled_as_the_backbones_preset_says(name: str, interpolat
     assert np.mean([distance(content, spec) for content in images]) < np.mean([distance(c, wrong) for c in images])
 
 
+def computed_by(engine: CountingEngine) -> Compute:
+    return lambda examples, spec, flip: compute_here(engine, examples, spec, flip)
+
+
 def test_each_image_is_embedded_once_and_never_again(dataset: Dataset, tmp_path: Path):
     engine, examples = CountingEngine(), dataset.splits["val"]
-    first = embed(lambda: engine, examples, SPEC, cache=tmp_path / "e.sqlite", backbone="b")
-    again = embed(lambda: engine, examples[::-1], SPEC, cache=tmp_path / "e.sqlite", backbone="b")
+    first = embed(computed_by(engine), examples, SPEC, cache=tmp_path / "e.sqlite", backbone="b")
+    again = embed(computed_by(engine), examples[::-1], SPEC, cache=tmp_path / "e.sqlite", backbone="b")
     assert engine.images == len(examples)
     assert (again.values[::-1] == first.values).all()
-    embed(lambda: engine, examples, SPEC, cache=tmp_path / "e.sqlite", backbone="another")
+    embed(computed_by(engine), examples, SPEC, cache=tmp_path / "e.sqlite", backbone="another")
     for spec in (replace(SPEC, resize=64), replace(SPEC, interpolation="bicubic")):
-        embed(lambda: engine, examples, spec, cache=tmp_path / "e.sqlite", backbone="b")
+        embed(computed_by(engine), examples, spec, cache=tmp_path / "e.sqlite", backbone="b")
     assert engine.images == 4 * len(examples)
 
 
 def test_mirrored_images_have_embeddings_of_their_own(dataset: Dataset, tmp_path: Path):
     engine, examples = CountingEngine(), dataset.splits["val"]
-    straight = embed(lambda: engine, examples, SPEC, cache=tmp_path / "e.sqlite", backbone="b")
-    mirrored = embed(lambda: engine, examples, SPEC, cache=tmp_path / "e.sqlite", backbone="b", flip=True)
+    straight = embed(computed_by(engine), examples, SPEC, cache=tmp_path / "e.sqlite", backbone="b")
+    mirrored = embed(computed_by(engine), examples, SPEC, cache=tmp_path / "e.sqlite", backbone="b", flip=True)
     right_halves = [preprocess(e.path.read_bytes(), SPEC)[:, 32:].mean((0, 1), dtype=np.float32) for e in examples]
     assert mirrored.values == pytest.approx(np.stack(right_halves), abs=1e-3)
     assert not np.allclose(mirrored.values, straight.values)
@@ -148,10 +161,34 @@ def test_an_interrupted_embedding_keeps_what_was_done(dataset: Dataset, tmp_path
 
     monkeypatch.setattr("catdog_pyfunc.pipeline.training.embeddings._COMMIT_EVERY", 4)
     with pytest.raises(KeyboardInterrupt):
-        embed(Interrupted, examples, SPEC, cache=tmp_path / "e.sqlite", backbone="b")
+        embed(computed_by(Interrupted()), examples, SPEC, cache=tmp_path / "e.sqlite", backbone="b")
     engine = CountingEngine()
-    embed(lambda: engine, examples, SPEC, cache=tmp_path / "e.sqlite", backbone="b")
+    embed(computed_by(engine), examples, SPEC, cache=tmp_path / "e.sqlite", backbone="b")
     assert engine.images == len(examples) - 40
+
+
+def test_embeddings_are_in_a_file_that_goes_with_them(dataset: Dataset, tmp_path: Path):
+    found = embed(computed_by(CountingEngine()), dataset.splits["val"], SPEC, cache=tmp_path / "e.sqlite", backbone="b")
+    memory = found.values
+    while not isinstance(memory, mmap.mmap):
+        memory = memory.base
+    assert [file.name for file in tmp_path.iterdir()] == ["e.sqlite"]
+
+
+def test_a_full_disk_is_a_message_and_nothing_is_embedded_twice(
+    dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    engine, examples = CountingEngine(), dataset.splits["val"]
+
+    def full(**_: object) -> NoReturn:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(tempfile, "TemporaryFile", full)
+        with pytest.raises(JobFailed, match=r"No space left on device\): make room"):
+            embed(computed_by(engine), examples, SPEC, cache=tmp_path / "e.sqlite", backbone="b")
+    assert len(embed(computed_by(engine), examples, SPEC, cache=tmp_path / "e.sqlite", backbone="b").values) == 24
+    assert engine.images == 24
 
 
 def test_corrupt_images_are_named_and_left_out(drawn: Path, tmp_path: Path):
@@ -159,9 +196,9 @@ def test_corrupt_images_are_named_and_left_out(drawn: Path, tmp_path: Path):
     corrupt = tmp_path / "photos" / "val" / "cat" / "cut.jpg"
     corrupt.write_bytes((drawn / "val" / "cat" / "cat-0000.jpg").read_bytes()[:900])
     dataset = read_folder(tmp_path / "photos")
-    embeddings = embed(CountingEngine, dataset.splits["val"], SPEC, cache=tmp_path / "e.sqlite", backbone="b")
+    embeddings = embed(computed_by(CountingEngine()), dataset.splits["val"], SPEC, cache=tmp_path / "e.sqlite", backbone="b")
     assert list(embeddings.corrupt) == [corrupt]
-    assert np.isnan(embeddings.values).any(axis=1).tolist() == [e.path == corrupt for e in dataset.splits["val"]]
+    assert len(embeddings.values) == 24
     rest = dataset.drop(embeddings.corrupt)
     assert rest.counts("val") == {"cat": 12, "dog": 12}
     assert rest.problems == (f"{corrupt}: {embeddings.corrupt[corrupt]}",)
@@ -173,11 +210,29 @@ def test_the_head_separates_what_can_be_separated_and_val_selects_its_regularisa
     centres = 3 * rng.normal(size=(3, 20))
     labels = rng.integers(0, 3, 300)
     x = (centres[labels] + rng.normal(size=(300, 20))).astype(np.float32)
-    head = fit_head(x[:200], labels[:200].tolist(), x[200:], labels[200:].tolist(), 3)
+    head = fit_head([x[:120], x[120:200]], labels[:200].tolist(), x[200:], labels[200:].tolist(), 3)
     logits = torch.from_numpy(x[200:]) @ head.weight.T + head.bias
     assert (logits.argmax(1).numpy() == labels[200:]).mean() > 0.97
     assert head.candidates[head.weight_decay].val_loss == min(metrics.val_loss for metrics in head.candidates.values())
     assert head.steps[-1] == head.candidates[head.weight_decay]
+
+
+def test_the_head_is_the_optimum_however_many_passes_it_takes(monkeypatch: pytest.MonkeyPatch):
+    rng = np.random.default_rng(1)
+    labels = rng.integers(0, 2, 400)
+    x = (rng.normal(size=(400, 12)) * np.linspace(0.1, 5, 12) + 0.8 * labels[:, None] + 7).astype(np.float32)
+    whole = fit_head([x[:300]], labels[:300].tolist(), x[300:], labels[300:].tolist(), 2)
+    monkeypatch.setattr(linear_head, "_BATCH", 64)
+    in_passes = fit_head([x[:100], x[100:300]], labels[:300].tolist(), x[300:], labels[300:].tolist(), 2)
+    assert in_passes.weight.numpy() == pytest.approx(whole.weight.numpy(), abs=1e-3)
+    assert in_passes.weight_decay == whole.weight_decay
+    scaler = StandardScaler().fit(x[:300])
+    # scikit-learn sums losses and has one weight for two classes, which L2 splits evenly: half of it each.
+    peer = LogisticRegression(C=2 / (300 * whole.weight_decay), tol=1e-8, max_iter=1000).fit(
+        scaler.transform(x[:300]), labels[:300]
+    )
+    logits = x[300:] @ in_passes.weight.numpy().T + in_passes.bias.numpy()
+    assert logits[:, 1] - logits[:, 0] == pytest.approx(peer.decision_function(scaler.transform(x[300:])), abs=0.02)
 
 
 def noisy_logits() -> tuple[np.ndarray, np.ndarray]:
@@ -263,7 +318,7 @@ def test_an_interrupted_fine_tuning_resumes_to_the_same_weights(splits: Splits, 
     config = FinetuneConfig(epochs=3, learning_rate=1e-3, batch_size=16, seed=0)
     whole, losses = untrained(), []
     kept = finetune(
-        *(whole.network, *splits, whole.preprocess, config),
+        *(whole, *splits, config),
         checkpoint=tmp_path / "a.pt",
         on_epoch=lambda epoch, metrics: losses.append(metrics.val_loss),
     )
@@ -271,10 +326,10 @@ def test_an_interrupted_fine_tuning_resumes_to_the_same_weights(splits: Splits, 
 
     checkpoint, cut, resumed, epochs = tmp_path / "b.pt", untrained(), untrained(), []
     with pytest.raises(KeyboardInterrupt):
-        finetune(cut.network, *splits, cut.preprocess, config, checkpoint=checkpoint, on_epoch=interrupt_after(2))
+        finetune(cut, *splits, config, checkpoint=checkpoint, on_epoch=interrupt_after(2))
     assert list(tmp_path.iterdir()) == [checkpoint]
     finetune(
-        *(resumed.network, *splits, resumed.preprocess, config),
+        *(resumed, *splits, config),
         checkpoint=checkpoint,
         resume=True,
         on_epoch=lambda epoch, metrics: epochs.append(epoch),
@@ -295,10 +350,10 @@ def test_two_fine_tunings_may_write_the_same_checkpoint_at_once(
     def meanwhile(state: object, file: object) -> None:
         monkeypatch.setattr(torch, "save", save)
         save(state, file)
-        finetune(second.network, *splits, second.preprocess, config, checkpoint=checkpoint)
+        finetune(second, *splits, config, checkpoint=checkpoint)
 
     monkeypatch.setattr(torch, "save", meanwhile)
-    finetune(first.network, *splits, first.preprocess, config, checkpoint=checkpoint)
+    finetune(first, *splits, config, checkpoint=checkpoint)
     assert not list(tmp_path.iterdir())
 
 
@@ -307,7 +362,7 @@ def test_resuming_what_was_never_interrupted_says_so_and_starts(
 ):
     net, epochs = untrained(), []
     finetune(
-        *(net.network, *splits, net.preprocess, FinetuneConfig(1, 1e-3, 16, 0)),
+        *(net, *splits, FinetuneConfig(1, 1e-3, 16, 0)),
         checkpoint=tmp_path / "d.pt",
         resume=True,
         on_epoch=lambda epoch, metrics: epochs.append(epoch),
@@ -320,5 +375,5 @@ def test_fine_tuning_that_only_harms_leaves_the_network_as_it_was(splits: Splits
     net = untrained()
     before = {name: value.clone() for name, value in net.network.state_dict().items()}
     config = FinetuneConfig(1, 50.0, 16, 0)
-    assert finetune(net.network, *splits, net.preprocess, config, checkpoint=tmp_path / "e.pt") == 0
+    assert finetune(net, *splits, config, checkpoint=tmp_path / "e.pt") == 0
     assert all(torch.equal(value, before[name]) for name, value in net.network.state_dict().items())

@@ -20,7 +20,7 @@ _VAL_FRACTION, _TEST_FRACTION = 0.15, 0.15
 _MAX_PROBLEMS = 10  # in a message
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)  # there may be millions
 class Example:
     """One labelled image.
 

@@ -47,20 +47,34 @@ def run(name: str | None = None) -> Iterator[mlflow.ActiveRun]:
     with sigterm_as_interrupt():
         active = _start(name, under_mlflow_run)
         try:
-            if name:
-                name_run(name)
-            yield active
+            with _failing_with_errors():
+                if name:
+                    name_run(name)
+                yield active
         except KeyboardInterrupt:
             if under_mlflow_run:  # first, as a second signal may cut off what follows
                 interrupted.mark_killed(active.info.run_id)
-            mlflow.end_run(RunStatus.to_string(RunStatus.KILLED))
-            raise
-        except BaseException as failure:
-            with contextlib.suppress(MlflowException):  # the failure may be the store's own
-                mlflow.set_tag("failure", first_line(failure))
-            mlflow.end_run(RunStatus.to_string(RunStatus.FAILED))
+            killed = RunStatus.to_string(RunStatus.KILLED)
+            if mlflow.active_run():
+                mlflow.end_run(killed)
+            else:  # the signal has cut off the `end_run` of a failure
+                mlflow.MlflowClient().set_terminated(active.info.run_id, killed)
             raise
         mlflow.end_run()
+
+
+@contextlib.contextmanager
+def _failing_with_errors() -> Iterator[None]:
+    """End the active run as FAILED, with the reason, on whatever is raised but `KeyboardInterrupt`."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise
+    except BaseException as failure:
+        with contextlib.suppress(MlflowException):  # the failure may be the store's own
+            mlflow.set_tag("failure", first_line(failure))
+        mlflow.end_run(RunStatus.to_string(RunStatus.FAILED))
+        raise
 
 
 def _start(name: str | None, under_mlflow_run: bool) -> mlflow.ActiveRun:

@@ -8,6 +8,7 @@ from pathlib import Path
 from catdog_pyfunc.errors import InvalidSetting
 from catdog_pyfunc.pipeline.data import catalog
 from catdog_pyfunc.pipeline.registry import versions
+from catdog_pyfunc.pipeline.spark import LOCAL, check_engine
 
 AUTO, IMAGENET, NONE = "auto", "imagenet", "none"
 _SAMPLE_SIZE = 96  # shows all there is in the synthetic images, and trains five times as fast as 224
@@ -29,9 +30,11 @@ class TrainingConfig:
         horizontal_flip: Train the head on mirrored images as well.
         finetune_epochs: Epochs of training the whole network; -1 for 0 with pretrained weights and 8 without.
         learning_rate: Peak learning rate of fine-tuning; 0 for 1e-4 with pretrained weights and 3e-3 without.
-        batch_size: Images per fine-tuning step.
+        batch_size: Images per fine-tuning step, of all processes together.
         seed: Seed of everything random.
         resume: Continue an interrupted fine-tuning from its last epoch.
+        engine: Where images are embedded: local (all cores of this machine), spark (the active session, or Spark on this
+            machine), or the URL of a Spark master.
         registered_model: Registered model that gets the new version; 'none' for no registration.
 
     Raises:
@@ -52,9 +55,11 @@ class TrainingConfig:
     batch_size: int = 16
     seed: int = 0
     resume: bool = False
+    engine: str = LOCAL
     registered_model: str = versions.NAME
 
     def __post_init__(self) -> None:
+        check_engine(self.engine)
         for name, minimum in _MINIMUM.items():
             value = getattr(self, name)
             if not value >= minimum:  # so that NaN fails, too
@@ -83,6 +88,26 @@ class TrainingConfig:
             learning_rate=self.learning_rate or (_SCRATCH_LEARNING_RATE if scratch else _PRETRAINED_LEARNING_RATE),
             registered_model="" if self.registered_model.lower() == NONE else self.registered_model,
         )
+
+    def check_processes(self, count: int) -> None:
+        """Check that this many processes of `torchrun` can share the fine-tuning equally.
+
+        Args:
+            count: How many there are.
+
+        Raises:
+            InvalidSetting: They cannot.
+        """
+        if count > 1 and self.resolved().finetune_epochs == 0:
+            raise InvalidSetting(
+                f"finetune_epochs is 0, and fine-tuning is all that the {count} processes of torchrun could share: "
+                "give at least 1 epoch, or train without torchrun"
+            )
+        if count > 1 and (self.batch_size % count or self.batch_size < 2 * count):
+            raise InvalidSetting(
+                f"batch_size is {self.batch_size} for {count} processes together; give a multiple of {count}, "
+                f"and at least {2 * count}, as batch norm needs two images in each"
+            )
 
     def title(self) -> str:
         """Name for the run: what varies most comes first, because lists of runs show some twenty characters."""

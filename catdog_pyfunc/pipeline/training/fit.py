@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import json
+import tempfile
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -18,15 +19,17 @@ from catdog_pyfunc.engine import OnnxEngine
 from catdog_pyfunc.pipeline.cache import cache_dir
 from catdog_pyfunc.pipeline.console import log
 from catdog_pyfunc.pipeline.data.corrupt import find_corrupt
-from catdog_pyfunc.pipeline.data.dataset import ALL, SPLITS, Dataset
+from catdog_pyfunc.pipeline.data.dataset import ALL, SPLITS, Dataset, Example
+from catdog_pyfunc.pipeline.spark import LOCAL
 from catdog_pyfunc.pipeline.training import learning_curves
 from catdog_pyfunc.pipeline.training.backbones import Backbone
 from catdog_pyfunc.pipeline.training.calibration import fit_ood_threshold, fit_temperature
 from catdog_pyfunc.pipeline.training.config import TrainingConfig
-from catdog_pyfunc.pipeline.training.embeddings import Embeddings, embed
+from catdog_pyfunc.pipeline.training.embeddings import Embeddings, Outcome, compute_here, embed
 from catdog_pyfunc.pipeline.training.finetuning import FinetuneConfig, finetune
 from catdog_pyfunc.pipeline.training.linear_head import EpochMetrics, Head, fit_head
-from catdog_pyfunc.preprocessing import Floats
+from catdog_pyfunc.pipeline.training.spark import compute_on_spark
+from catdog_pyfunc.preprocessing import Floats, Preprocess
 
 
 @dataclass(frozen=True)
@@ -69,7 +72,10 @@ def fit(config: TrainingConfig, dataset: Dataset, backbone: Backbone) -> FitResu
         dataset = dataset.drop(find_corrupt(dataset.examples(ALL), backbone.preprocess))
     if config.finetune_epochs:
         _finetune(config, dataset, backbone)
-        embeddings = {split: _embed(dataset, backbone, split, Path(":memory:")).values for split in ("train", "val")}
+        with tempfile.TemporaryDirectory(dir=cache_dir(), prefix="finetuned-") as scratch:  # nobody will need them again
+            examples = [*dataset.splits["train"], *dataset.splits["val"]]
+            embedded = _embed(config, backbone, examples, Path(scratch) / "embeddings.sqlite")
+        embeddings = _by_split(dataset, embedded.values)
     head = backbone.network.head
     logits = embeddings["val"] @ head.weight.detach().numpy().T + head.bias.detach().numpy()
     temperature = fit_temperature(logits, _labels(dataset, "val"))
@@ -91,17 +97,26 @@ def checkpoint_path(config: FinetuneConfig, dataset: Dataset, backbone: Backbone
     return cache_dir() / f"finetune-{backbone.name}-{digest}.pt"
 
 
-def _embed(dataset: Dataset, backbone: Backbone, split: str, cache: Path, flip: bool = False) -> Embeddings:
-    @functools.cache
-    def engine() -> OnnxEngine:  # created only if an image is not in the cache
-        description = Description(backbone.name, dataset.classes, backbone.preprocess)
-        return OnnxEngine(
-            export.onnx_graph(backbone.network, description, np.zeros((1, backbone.network.head.in_features), np.float32))
-        )
+def _embed(
+    config: TrainingConfig, backbone: Backbone, examples: Sequence[Example], cache: Path, *, flip: bool = False
+) -> Embeddings:
+    def compute(examples: Sequence[Example], spec: Preprocess, flip: bool) -> Iterable[tuple[Example, Outcome]]:
+        n_classes, dimension = backbone.network.head.weight.shape
+        description = Description(backbone.name, tuple(map(str, range(n_classes))), spec)
+        graph = export.onnx_graph(backbone.network, description, np.zeros((1, dimension), np.float32))
+        if config.engine == LOCAL:
+            return compute_here(OnnxEngine(graph), examples, spec, flip)
+        return compute_on_spark(config.engine, graph, examples, spec, flip)
 
     # Another version of ONNX Runtime may round differently, so it is part of the cache key.
     name = f"{backbone.digest}/onnxruntime-{onnxruntime.__version__}"
-    return embed(engine, dataset.splits[split], backbone.preprocess, cache=cache, backbone=name, flip=flip)
+    return embed(compute, examples, backbone.preprocess, cache=cache, backbone=name, flip=flip)
+
+
+def _by_split(dataset: Dataset, values: Floats) -> dict[str, Floats]:
+    """Embeddings of a dataset's examples, in order → those of each split."""
+    ends = np.cumsum([len(dataset.splits[split]) for split in SPLITS])
+    return dict(zip(SPLITS, np.split(values, ends[:-1]), strict=True))
 
 
 def _labels(dataset: Dataset, split: str) -> list[int]:
@@ -112,15 +127,12 @@ def _fit_head(config: TrainingConfig, dataset: Dataset, backbone: Backbone) -> t
     """Fit the head; returns the dataset without corrupt images, and each split's embeddings."""
     cache = cache_dir() / "embeddings.sqlite"
     # The test split as well: its corrupt images must be known before anything is evaluated or saved.
-    embedded = {split: _embed(dataset, backbone, split, cache) for split in SPLITS}
-    corrupt = {path: error for split in SPLITS for path, error in embedded[split].corrupt.items()}
-    intact = {split: [example.path not in corrupt for example in dataset.splits[split]] for split in SPLITS}
-    values = {split: embedded[split].values[intact[split]] for split in SPLITS}
-    rest = dataset.drop(corrupt)
-    x, y = values["train"], _labels(rest, "train")
+    embedded = _embed(config, backbone, dataset.examples(ALL), cache)
+    rest = dataset.drop(embedded.corrupt)
+    values = _by_split(rest, embedded.values)
+    x, y = [values["train"]], _labels(rest, "train")
     if config.horizontal_flip:
-        mirrored = _embed(rest, backbone, "train", cache, flip=True).values
-        x, y = np.concatenate([x, mirrored]), y + y
+        x, y = [*x, _embed(config, backbone, rest.splits["train"], cache, flip=True).values], y + y
     head = fit_head(x, y, values["val"], _labels(rest, "val"), len(dataset.classes))
     head.copy_to(backbone.network.head)
     _log_head(head)
@@ -141,7 +153,7 @@ def _finetune(config: TrainingConfig, dataset: Dataset, backbone: Backbone) -> N
         log(f"epoch {epoch}/{epochs}: val loss {metrics.val_loss:.4f}, val accuracy {metrics.val_accuracy:.4f}")
 
     kept = finetune(
-        *(backbone.network, dataset.splits["train"], dataset.splits["val"], backbone.preprocess, finetuning),
+        *(backbone, dataset.splits["train"], dataset.splits["val"], finetuning),
         checkpoint=checkpoint_path(finetuning, dataset, backbone, horizontal_flip=config.horizontal_flip),
         resume=config.resume,
         on_epoch=on_epoch,

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from catdog_pyfunc.pipeline.console import progress
 from catdog_pyfunc.preprocessing import Floats
 
 WEIGHT_DECAYS = (1.0, 0.3, 0.1, 0.03, 0.01, 0.003, 0.001)
 _STEPS = 4  # of L-BFGS per weight decay, each starting where the last one ended
 _MAX_ITERATIONS = 15  # per step
+_BATCH = 8192  # embeddings per product
 
 
 @dataclass(frozen=True)
@@ -50,14 +53,15 @@ class Head:
             layer.bias.copy_(self.bias)
 
 
-def fit_head(train: Floats, train_labels: list[int], val: Floats, val_labels: list[int], n_classes: int) -> Head:
+def fit_head(train: Sequence[Floats], train_labels: list[int], val: Floats, val_labels: list[int], n_classes: int) -> Head:
     """Fit a multinomial logistic regression by L-BFGS, from strong to weak weight decay, and keep the best on val.
 
-    Deterministic: it starts at zero and uses all images in each step.
+    Deterministic: it starts at zero and uses all images in each step. Some 8,000 embeddings are in use at a time
+    and none are copied, so that memory-mapped ones may exceed the memory.
 
     Args:
-        train: Embeddings (N, D).
-        train_labels: N class indices.
+        train: Embeddings (N₁, D), (N₂, D), …
+        train_labels: N₁ + N₂ + … class indices.
         val: Embeddings (M, D).
         val_labels: M class indices.
         n_classes: C.
@@ -65,47 +69,92 @@ def fit_head(train: Floats, train_labels: list[int], val: Floats, val_labels: li
     Returns:
         The head with the lowest loss on val.
     """
-    mean, std = torch.from_numpy(train).mean(0), torch.from_numpy(train).std(0)
-    std = std.clamp_min(max(0.01 * std.mean().item(), 1e-6))  # nearly constant features would get huge weights
-    x, x_val = ((torch.from_numpy(values) - mean) / std for values in (train, val))  # (N, D), (M, D)
-    y, y_val = torch.tensor(train_labels), torch.tensor(val_labels)
-    layer = nn.Linear(x.shape[1], n_classes)
-    nn.init.zeros_(layer.weight)
-    nn.init.zeros_(layer.bias)
+    fitting = _Fitting(_Batches(train, train_labels), _Batches([val], val_labels), n_classes)
     candidates: dict[float, EpochMetrics] = {}
     steps: list[EpochMetrics] = []
     best: tuple[float, Tensor, Tensor, int] | None = None
-    for weight_decay in WEIGHT_DECAYS:
-        for _ in range(_STEPS):
-            _step(layer, x, y, weight_decay)
-            steps.append(_measure(layer, x, y, x_val, y_val))
+    planned = [weight_decay for weight_decay in WEIGHT_DECAYS for _ in range(_STEPS)]
+    for number, weight_decay in enumerate(progress(planned, "fitting the head", len(planned)), start=1):
+        steps.append(fitting.step(weight_decay))
+        if number % _STEPS:
+            continue
         candidates[weight_decay] = steps[-1]
         if best is None or steps[-1].val_loss < candidates[best[0]].val_loss:
-            best = (weight_decay, layer.weight.detach().clone(), layer.bias.detach().clone(), len(steps))
+            weight, bias = fitting.head()
+            best = (weight_decay, weight.detach(), bias.detach(), number)
     assert best is not None
     weight_decay, weight, bias, taken = best
-    # Fold the standardisation into the head, so that it stays a single product.
-    return Head(weight / std, bias - (weight / std) @ mean, weight_decay, candidates, steps[:taken])
+    return Head(weight, bias, weight_decay, candidates, steps[:taken])
 
 
-def _step(layer: nn.Linear, x: Tensor, y: Tensor, weight_decay: float) -> None:
-    optimizer = torch.optim.LBFGS(layer.parameters(), max_iter=_MAX_ITERATIONS, line_search_fn="strong_wolfe")
+class _Batches:
+    """Embeddings and labels, to be passed over again and again."""
 
-    def closure() -> Tensor:
-        optimizer.zero_grad()
-        loss = functional.cross_entropy(layer(x), y) + 0.5 * weight_decay * layer.weight.square().sum()
-        loss.backward()  # type: ignore[no-untyped-call]
-        return loss
+    def __init__(self, embeddings: Sequence[Floats], labels: list[int]) -> None:
+        self._embeddings = [torch.from_numpy(values) for values in embeddings]
+        self._labels = torch.tensor(labels)
+        self.count = len(labels)
 
-    optimizer.step(closure)  # type: ignore[no-untyped-call]
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield (B, D) and (B,)."""
+        parts = [part for values in self._embeddings for part in torch.split(values, _BATCH)]
+        return zip(parts, torch.split(self._labels, [len(part) for part in parts]), strict=True)
+
+    def moments(self) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation of each of the D features."""
+        total, squares = torch.zeros(2, self._embeddings[0].shape[1], dtype=torch.float64)
+        for x, _ in self:
+            total += x.sum(0)
+        mean = total / self.count
+        for x, _ in self:
+            squares += (x - mean).square().sum(0)
+        return mean.float(), (squares / (self.count - 1)).sqrt().float()
 
 
-def _measure(layer: nn.Linear, x: Tensor, y: Tensor, x_val: Tensor, y_val: Tensor) -> EpochMetrics:
-    with torch.no_grad():
-        logits, val_logits = layer(x), layer(x_val)
-        return EpochMetrics(
-            functional.cross_entropy(logits, y).item(),
-            (logits.argmax(1) == y).float().mean().item(),
-            functional.cross_entropy(val_logits, y_val).item(),
-            (val_logits.argmax(1) == y_val).float().mean().item(),
-        )
+class _Fitting:
+    """A linear layer on standardised embeddings, on its way to the optimum."""
+
+    def __init__(self, train: _Batches, val: _Batches, n_classes: int) -> None:
+        self._train, self._val = train, val
+        self._mean, std = train.moments()
+        self._std = std.clamp_min(max(0.01 * std.mean().item(), 1e-6))  # nearly constant features would get huge weights
+        self._layer = nn.Linear(len(std), n_classes)
+        nn.init.zeros_(self._layer.weight)
+        nn.init.zeros_(self._layer.bias)
+
+    def head(self) -> tuple[Tensor, Tensor]:
+        """Weight and bias with the standardisation folded in: for embeddings as they are, in a single product."""
+        weight = self._layer.weight / self._std
+        return weight, self._layer.bias - weight @ self._mean
+
+    def step(self, weight_decay: float) -> EpochMetrics:
+        """Take one step of the optimiser, from where the last one ended, and measure."""
+        optimizer = torch.optim.LBFGS(self._layer.parameters(), max_iter=_MAX_ITERATIONS, line_search_fn="strong_wolfe")
+
+        def closure() -> float:
+            optimizer.zero_grad()
+            decay = 0.5 * weight_decay * self._layer.weight.square().sum()
+            decay.backward()  # type: ignore[no-untyped-call]
+            head = self.head()
+            weight, bias = (value.detach().requires_grad_() for value in head)
+            loss = decay.item()
+            for x, y in self._train:
+                part = functional.cross_entropy(functional.linear(x, weight, bias), y, reduction="sum") / self._train.count
+                part.backward()  # type: ignore[no-untyped-call]
+                loss += part.item()
+            torch.autograd.backward(head, (weight.grad, bias.grad))  # from the sum over all batches on to the layer
+            return loss
+
+        optimizer.step(closure)  # type: ignore[no-untyped-call]
+        with torch.no_grad():
+            return EpochMetrics(*_measure(self._train, *self.head()), *_measure(self._val, *self.head()))
+
+
+def _measure(batches: _Batches, weight: Tensor, bias: Tensor) -> tuple[float, float]:
+    """Mean cross-entropy and accuracy."""
+    loss = correct = 0.0
+    for x, y in batches:
+        logits = functional.linear(x, weight, bias)
+        loss += functional.cross_entropy(logits, y, reduction="sum").item()
+        correct += (logits.argmax(1) == y).sum().item()
+    return loss / batches.count, correct / batches.count

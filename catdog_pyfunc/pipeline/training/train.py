@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -11,13 +12,15 @@ from mlflow.data.dataset import Dataset as MlflowDataset
 
 from catdog_pyfunc import flavor, internals
 from catdog_pyfunc.bundle import Description
-from catdog_pyfunc.pipeline import tracking
+from catdog_pyfunc.errors import InvalidSetting
+from catdog_pyfunc.pipeline import interrupted, tracking
 from catdog_pyfunc.pipeline.console import log
 from catdog_pyfunc.pipeline.data import catalog
 from catdog_pyfunc.pipeline.data.dataset import SPLITS, Dataset
 from catdog_pyfunc.pipeline.evaluation.evaluation import Evaluation, evaluate, labelled_images
 from catdog_pyfunc.pipeline.evaluation.predictors import classifier_predictor
 from catdog_pyfunc.pipeline.evaluation.runs import log_evaluation
+from catdog_pyfunc.pipeline.processes import rank_and_size
 from catdog_pyfunc.pipeline.registry import versions
 from catdog_pyfunc.pipeline.tracking import ui
 from catdog_pyfunc.pipeline.training import model_card
@@ -49,7 +52,8 @@ def train(config: TrainingConfig) -> TrainingResult:
     """Train, log, evaluate and register a classifier.
 
     Works in the active MLflow run. Without one it starts a run, and ends it as FINISHED, FAILED, or KILLED on Ctrl-C and
-    SIGTERM. The run is named after the parameters unless it has a name of its own.
+    SIGTERM. The run is named after the parameters unless it has a name of its own. Under torchrun this is for rank 0, while
+    the other ranks call `finetuning.assist`.
 
     Args:
         config: Parameters of the training run.
@@ -58,7 +62,8 @@ def train(config: TrainingConfig) -> TrainingResult:
         The run, the model and how good it is.
 
     Raises:
-        InvalidSetting: The backbone is unknown or has no globally pooled features.
+        InvalidSetting: The backbone is unknown or has no globally pooled features, or torchrun's processes cannot share the
+            fine-tuning.
         InvalidData: The dataset cannot be trained on.
         InvalidWeights: The weights are not available or belong to another network.
         EnginesDisagree: The trained network cannot be served; nothing was saved.
@@ -73,8 +78,14 @@ def train(config: TrainingConfig) -> TrainingResult:
         >>> print(f"models:/CatDogClassifier/{result.version}")
         models:/CatDogClassifier/1
     """
-    with tracking.active_or_new_run() as active:
-        _log_start(config, active)
+    rank, size = rank_and_size()
+    if rank > 0:
+        raise InvalidSetting(f"train was called in rank {rank} of torchrun; call it in rank 0, and assist in the others")
+    config.check_processes(size)
+    with tracking.active_or_new_run() as active, contextlib.ExitStack() as stack:
+        if size > 1:  # torchrun kills a rank that waits for one that is lost, and the run would stay RUNNING
+            stack.enter_context(interrupted.marked_if_process_dies(active.info.run_id))
+        _log_start(config, active, size)
         return _train(config.resolved(), active.info.run_id)
 
 
@@ -99,10 +110,10 @@ def _train(config: TrainingConfig, run_id: str) -> TrainingResult:
     return TrainingResult(run_id, f"runs:/{run_id}/model", evaluation, version)
 
 
-def _log_start(config: TrainingConfig, active: mlflow.ActiveRun) -> None:
+def _log_start(config: TrainingConfig, active: mlflow.ActiveRun, processes: int) -> None:
     tracking.name_run(config.title())
     tracking.log_params({key: value for key, value in asdict(config).items() if key != "resume"})
-    mlflow.log_params(tracking.environment_params())
+    mlflow.log_params({**tracking.environment_params(), "system.processes": processes})
     mlflow.set_tag("author", versions.author())
     ui.set_up_experiment_page(active.info.experiment_id)
 

@@ -13,15 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import mlflow
 import yaml
 from docker.errors import APIError
-from mlflow.exceptions import MlflowException
 from mlflow.models import Model
 
-from catdog_pyfunc import cpu, internals
+from catdog_pyfunc import cpu
 from catdog_pyfunc.errors import RegistryError
-from catdog_pyfunc.flavor import downloaded_model
+from catdog_pyfunc.flavor import downloaded_model, exact_uri
 from catdog_pyfunc.pipeline.console import log
 from mlflow_catdog.deployments.errors import DeploymentError, DeploymentMissing
 from mlflow_catdog.deployments.smoke_request import smoke_request
@@ -75,22 +73,13 @@ def fetched(uri: str, flavor: str | None = None) -> Iterator[FetchedModel]:
         raise DeploymentError(f"flavor {flavor!r} cannot be deployed: omit it, or use {_FLAVOR}")
     with contextlib.ExitStack() as stack:
         try:
-            version = _registered_version(uri)
+            version = exact_uri(uri)
             folder = stack.enter_context(downloaded_model(version))
         except RegistryError as failure:
             raise DeploymentMissing(str(failure)) from None
-        except MlflowException as failure:  # the alias does not exist, or the registry does not respond
-            raise DeploymentMissing(f"cannot load model {uri} from {mlflow.get_tracking_uri()}: {failure}") from None
         if not (folder / "MLmodel").is_file() or _FLAVOR not in Model.load(folder).flavors:
             raise DeploymentError(f"{uri} is not a model with the flavor {_FLAVOR}: choose one that MLflow can serve")
         yield FetchedModel(folder, uri, version)
-
-
-def _registered_version(uri: str) -> str:
-    if not re.fullmatch(r"models:/[^/@]+[/@].+", uri):  # a run's model, a folder, models:/m-<id>
-        return uri
-    name, version = internals.registered_version(mlflow.MlflowClient(), uri)
-    return f"models:/{name}/{version}"
 
 
 def build(client: DockerClient, model: FetchedModel, base_image: str, tag: str, labels: Mapping[str, str]) -> str:

@@ -7,5 +7,6 @@ also `cpu`, copied from `catdog_pyfunc` by `deployments.build`.
 """
 
 PORT = 8080  # inside the containers
+PING = "/ping"  # 200 from workers that have passed the smoke test
 MODEL = "model"  # folder of the model, in the image's working folder
 STARTUP_FAILED = 3  # exit code of a worker whose model failed to load or failed its smoke test

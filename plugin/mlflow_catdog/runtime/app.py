@@ -7,7 +7,7 @@ import traceback
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
-from . import internals, smoke_test
+from . import PING, internals, smoke_test
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -15,6 +15,7 @@ Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Message, Receive, Send], Awaitable[None]]
 
 _MIB = 1024**2
+_HEALTH = (PING, "/health")
 
 
 class ScoringApp:
@@ -22,7 +23,7 @@ class ScoringApp:
 
     Attributes:
         draining: Set it, and each response closes its connection: no client sends another request into one that is about
-            to end.
+            to end. Health checks get a 503: load balancers send their next requests elsewhere.
     """
 
     def __init__(self, model: str, max_body_mb: float, ready: Callable[[], None]) -> None:
@@ -48,7 +49,12 @@ class ScoringApp:
                 message["headers"] = [*message.get("headers", ()), (b"connection", b"close")]
             await send(message)
 
-        await self._app(scope, receive, closing_send)
+        if self.draining and scope["path"] in _HEALTH:
+            await _respond(
+                closing_send, 503, {"error_code": "TEMPORARILY_UNAVAILABLE", "message": "this server is stopping"}
+            )
+        else:
+            await self._app(scope, receive, closing_send)
 
     async def _lifespan(self, receive: Receive, send: Send) -> None:
         await receive()  # lifespan.startup
@@ -64,9 +70,27 @@ class ScoringApp:
         await send({"type": "lifespan.shutdown.complete"})
 
     async def _start(self) -> None:
-        self._app = limit_body(internals.scoring_app(self._model), self._max_body_mb)
-        smoke_test.check(*await _post(self._app, "/invocations", smoke_test.REQUEST.read_bytes()))
+        self._app = await load(self._model, self._max_body_mb, smoke_test.REQUEST.read_bytes())
         self._ready()
+
+
+async def load(model: str, max_body_mb: float, smoke_request: bytes) -> App:
+    """Load a model into MLflow's scoring server, and send it the smoke request; once per process.
+
+    Args:
+        model: Its folder.
+        max_body_mb: Larger bodies, in MiB, get a 413.
+        smoke_request: The JSON body of the smoke test's request.
+
+    Returns:
+        An ASGI application that may take requests.
+
+    Raises:
+        SmokeTestFailed: The model responded with something no user should get.
+    """
+    app = limit_body(internals.scoring_app(model), max_body_mb)
+    smoke_test.check(*await _post(app, "/invocations", smoke_request))
+    return app
 
 
 def limit_body(app: App, max_body_mb: float) -> App:
@@ -75,6 +99,9 @@ def limit_body(app: App, max_body_mb: float) -> App:
     refusal = {"error_code": "BAD_REQUEST", "message": f"the request body is larger than {max_body_mb:g} MiB"}
 
     async def limited(scope: Message, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":  # Ray Serve sends it the lifespan
+            await app(scope, receive, send)
+            return
         size = next((int(value) for name, value in scope["headers"] if name == b"content-length"), 0)
         if size > limit:
             await _respond(send, 413, refusal)

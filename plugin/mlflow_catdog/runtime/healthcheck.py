@@ -7,7 +7,7 @@ import json
 import sys
 import time
 
-from . import PORT, smoke_test
+from . import PING, PORT, smoke_test
 
 SMOKE_TEST_FAILED = 2
 
@@ -26,7 +26,7 @@ def main(check: str, timeout_s: float, port: int = PORT) -> int:
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=timeout_s)
     _connect(connection, time.monotonic() + timeout_s)
     if check == "ping":
-        connection.request("GET", "/ping")
+        connection.request("GET", PING)
         return 0 if connection.getresponse().status == 200 else 1
     connection.request("POST", "/invocations", smoke_test.REQUEST.read_bytes(), {"Content-Type": "application/json"})
     response = connection.getresponse()

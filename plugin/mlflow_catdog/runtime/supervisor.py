@@ -54,7 +54,10 @@ class Workers:
         for listener in self._listeners:
             listener.close()
         for process in self._processes:
-            process.terminate()
+            if self._go is None:
+                process.terminate()
+            else:  # it has taken no request yet, and may be waiting for the others
+                process.kill()
         for process in self._processes:
             process.wait()
 
@@ -93,11 +96,19 @@ def _available_cores() -> int:
 def _open_sockets(listener: str | None) -> tuple[socket.socket | None, list[socket.socket]]:
     """The listener's socket and a local one for the HEALTHCHECK; without a listener, one socket for everything."""
     if not listener:
-        return None, [socket.create_server(("0.0.0.0", PORT), backlog=1024)]  # noqa: S104  # the container's own network
+        return None, [_bound_socket("0.0.0.0")]  # noqa: S104  # the container's own network
     connection = _connect(Path(listener))
     _, descriptors, _, _ = socket.recv_fds(connection, 1, 1)
     connection.setblocking(False)
-    return connection, [socket.socket(fileno=descriptors[0]), socket.create_server(("127.0.0.1", PORT))]
+    return connection, [socket.socket(fileno=descriptors[0]), _bound_socket("127.0.0.1")]
+
+
+def _bound_socket(host: str) -> socket.socket:
+    """A socket on which the workers listen once they are ready; until then connections are refused, not kept waiting."""
+    bound = socket.socket()
+    bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    bound.bind((host, PORT))
+    return bound
 
 
 def _connect(path: Path) -> socket.socket:

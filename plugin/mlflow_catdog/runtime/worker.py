@@ -19,11 +19,22 @@ _DRAIN_S = 2.0  # for clients that keep a connection open and are about to send 
 class DrainingServer(uvicorn.Server):
     """uvicorn's server, which tells its clients to leave before it closes their connections."""
 
+    def __init__(self, config: uvicorn.Config, drain_delay_s: float) -> None:
+        """Start nothing yet.
+
+        Args:
+            config: Its application is a `ScoringApp`.
+            drain_delay_s: How long to go on accepting connections once it drains.
+        """
+        super().__init__(config)
+        self._drain_delay_s = drain_delay_s
+
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Accept no new connections, end the others after their next response, then close what is left."""
-        internals.stop_accepting(self, sockets or [])
+        """Drain: a load balancer notices first; then accept no new connections, end the others after their next response."""
         assert isinstance(self.config.app, ScoringApp)
         self.config.app.draining = True
+        await asyncio.sleep(self._drain_delay_s)
+        internals.stop_accepting(self, sockets or [])
         deadline = time.monotonic() + _DRAIN_S
         while internals.open_connections(self) and time.monotonic() < deadline:
             await asyncio.sleep(0.02)
@@ -47,7 +58,8 @@ def main(listeners: list[int], ready: int, go: int) -> int:
         os.read(go, 1)
 
     app = ScoringApp(MODEL, float(os.environ.get("CATDOG_MAX_BODY_MB", "100")), report)
-    server = DrainingServer(uvicorn.Config(app, lifespan="on", access_log=False))
+    drain_delay_s = float(os.environ.get("CATDOG_DRAIN_DELAY_S", "0"))
+    server = DrainingServer(uvicorn.Config(app, lifespan="on", access_log=False), drain_delay_s)
     server.run([socket.socket(fileno=listener) for listener in listeners])
     return 0 if server.started else STARTUP_FAILED
 

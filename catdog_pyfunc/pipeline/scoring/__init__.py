@@ -1,0 +1,1 @@
+"""Scoring: a model's predictions for many images, on all cores of this machine or on a Spark cluster."""
