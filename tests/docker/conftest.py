@@ -98,7 +98,9 @@ class Stack:
                 if requests.get(url, timeout=5).ok:
                     return time.monotonic() - started
             time.sleep(0.5)  # nginx logs two lines for each refused request: the tail must reach past them
-        raise TimeoutError(f"{url} did not answer within {timeout_s:.0f} s; the log ends:\n{self.execute('logs --tail=400')}")
+        raise TimeoutError(
+            f"{url} did not answer within {timeout_s:.0f} s; the log ends:\n{self.execute('logs --tail=400')}"
+        )
 
 
 @pytest.fixture(scope="session")

@@ -79,7 +79,7 @@ def images(
     live: Live,
     requirements: list[str],
     tmp_path_factory: pytest.TempPathFactory,
-) -> None:
+) -> Iterator[None]:
     """Images of two models, tagged as a user would: 1 is always 50 % sure, 2 is the model in production."""
     model, name = save(tmp_path_factory.mktemp("models") / "first", requirements), target.new_name()
     options = [f"port={free_port()}", "workers=1", f"base_image=catdog-deployment:{live.name}"]  # has the packages
@@ -88,6 +88,9 @@ def images(
     for version, deployment in (("1", name), ("2", live.name)):
         docker_client.images.get(f"catdog-deployment:{deployment}").tag(TAG, version)
     assert target.call("delete", "--name", name).returncode == 0
+    yield
+    for version in ("1", "2"):
+        docker_client.images.remove(f"{TAG}:{version}")
 
 
 @pytest.fixture(scope="module")
@@ -169,6 +172,7 @@ def test_updates_and_rollbacks_lose_no_request(balanced: Balanced, monkeypatch: 
             print(f"\nversion {version} in {time.monotonic() - started:.0f} s")
             assert len(balanced.replicas()) == 2
             assert [balanced.version() for _ in range(20)] == [version] * 20
+    print(balanced.stack.execute("logs haproxy"))
     assert_none_lost(responses)
 
 
