@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import mmap
 import sqlite3
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -78,6 +79,15 @@ def embed(
             "same command goes on from there"
         ) from error
     return Embeddings(values, {example.path: errors[example.digest] for example in examples if example.digest in errors})
+
+
+def release(values: Floats) -> None:
+    """Take memory-mapped embeddings, or the array they are a part of, out of memory; whoever needs them reads them again."""
+    owner: object = values
+    while isinstance(owner, np.ndarray):
+        owner = owner.base
+    if isinstance(owner, mmap.mmap):
+        owner.madvise(mmap.MADV_DONTNEED)
 
 
 def compute_here(

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from catdog_pyfunc.pipeline.console import progress
+from catdog_pyfunc.pipeline.training.embeddings import release
 from catdog_pyfunc.preprocessing import Floats
 
 WEIGHT_DECAYS = (1.0, 0.3, 0.1, 0.03, 0.01, 0.003, 0.001)
@@ -91,14 +92,19 @@ class _Batches:
     """Embeddings and labels, to be passed over again and again."""
 
     def __init__(self, embeddings: Sequence[Floats], labels: list[int]) -> None:
-        self._embeddings = [torch.from_numpy(values) for values in embeddings]
+        self._embeddings = embeddings
         self._labels = torch.tensor(labels)
         self.count = len(labels)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield (B, D) and (B,)."""
-        parts = [part for values in self._embeddings for part in torch.split(values, _BATCH)]
-        return zip(parts, torch.split(self._labels, [len(part) for part in parts]), strict=True)
+        """Yield (B, D) and (B,); only one batch of memory-mapped embeddings is in memory at a time."""
+        done = 0
+        for values in self._embeddings:
+            for start in range(0, len(values), _BATCH):
+                part = torch.from_numpy(values[start : start + _BATCH])
+                yield part, self._labels[done : done + len(part)]
+                done += len(part)
+                release(values)
 
     def moments(self) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation of each of the D features."""
