@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import NoReturn
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from PIL import Image
@@ -173,6 +174,19 @@ def test_embeddings_are_in_a_file_that_goes_with_them(dataset: Dataset, tmp_path
     while not isinstance(memory, mmap.mmap):
         memory = memory.base
     assert [file.name for file in tmp_path.iterdir()] == ["e.sqlite"]
+
+
+def test_a_pass_over_a_file_of_embeddings_has_a_part_of_it_in_memory(tmp_path: Path):
+    file, this_process = tmp_path / "embeddings", psutil.Process()
+    file.touch()
+    os.truncate(file, 30_000 * 1280 * 4)
+    values = np.memmap(file, np.float32, "c").reshape(-1, 1280)
+    before, passed = this_process.memory_info().rss, 0
+    for batch, labels in linear_head._Batches([values], [0] * len(values)):
+        assert batch.sum() == 0
+        assert this_process.memory_info().rss - before < values.nbytes / 2
+        passed += len(labels)
+    assert passed == len(values)
 
 
 def test_a_full_disk_is_a_message_and_nothing_is_embedded_twice(
