@@ -5,7 +5,8 @@ VENV   := .venv
 INSTALLED := $(VENV)/.installed
 PEERS := .venv-peers/.installed
 ENGINES := .venv-engines/.installed
-UV := $(VENV)/bin/uv pip install --quiet --python
+# Compiled, as pip would: where PYTHONDONTWRITEBYTECODE is set, each process compiles what it imports, for ten seconds and more.
+UV := $(VENV)/bin/uv pip install --quiet --compile-bytecode --python
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 export MLFLOW_DISABLE_TELEMETRY ?= true
 TESTS ?= not slow and not docker

@@ -196,7 +196,5 @@ def cluster(tracking_uri: str) -> Iterator[Cluster]:
             "RAY_USAGE_STATS_ENABLED": "0",
             "RAY_worker_niceness": "0",  # the default, 15, lets clients and whatever else runs here starve the replicas
         }
-        # Ray starts twenty processes; each would compile all that it imports.
-        made.environment.pop("PYTHONDONTWRITEBYTECODE", None)
         with made.head():
             yield made
