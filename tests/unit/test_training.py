@@ -28,7 +28,7 @@ from catdog_pyfunc.engine import Outputs
 from catdog_pyfunc.errors import InvalidSetting, InvalidWeights, JobFailed
 from catdog_pyfunc.pipeline.data.corrupt import find_corrupt
 from catdog_pyfunc.pipeline.data.dataset import Dataset, Example, read_folder
-from catdog_pyfunc.pipeline.training import linear_head
+from catdog_pyfunc.pipeline.training import embeddings
 from catdog_pyfunc.pipeline.training.augmentation import augmentation
 from catdog_pyfunc.pipeline.training.backbones import Backbone, load_backbone
 from catdog_pyfunc.pipeline.training.calibration import fit_ood_threshold, fit_temperature
@@ -182,10 +182,10 @@ def test_a_pass_over_a_file_of_embeddings_has_a_part_of_it_in_memory(tmp_path: P
     os.truncate(file, 30_000 * 1280 * 4)
     values = np.memmap(file, np.float32, "c").reshape(-1, 1280)
     before, passed = this_process.memory_info().rss, 0
-    for batch, labels in linear_head._Batches([values], [0] * len(values)):
+    for batch in embeddings.batches(values):
         assert batch.sum() == 0
         assert this_process.memory_info().rss - before < values.nbytes / 2
-        passed += len(labels)
+        passed += len(batch)
     assert passed == len(values)
 
 
@@ -236,7 +236,7 @@ def test_the_head_is_the_optimum_however_many_passes_it_takes(monkeypatch: pytes
     labels = rng.integers(0, 2, 400)
     x = (rng.normal(size=(400, 12)) * np.linspace(0.1, 5, 12) + 0.8 * labels[:, None] + 7).astype(np.float32)
     whole = fit_head([x[:300]], labels[:300].tolist(), x[300:], labels[300:].tolist(), 2)
-    monkeypatch.setattr(linear_head, "_BATCH", 64)
+    monkeypatch.setattr(embeddings, "_BATCH", 64)
     in_passes = fit_head([x[:100], x[100:300]], labels[:300].tolist(), x[300:], labels[300:].tolist(), 2)
     assert in_passes.weight.numpy() == pytest.approx(whole.weight.numpy(), abs=1e-3)
     assert in_passes.weight_decay == whole.weight_decay

@@ -6,11 +6,11 @@ import numpy as np
 from scipy.optimize import minimize_scalar
 
 from catdog_pyfunc.classifier import softmax
+from catdog_pyfunc.pipeline.training.embeddings import batches
 from catdog_pyfunc.preprocessing import Floats
 
 ACCEPTED_FRACTION = 0.98  # of val, by the OOD threshold
 MAX_REFERENCES = 2_000  # embeddings kept for comparison: 5 MB of float16 at 1,280 dimensions
-_BATCH = 8192  # embeddings per product
 _MIN_TEMPERATURE, _MAX_TEMPERATURE = 0.05, 20.0
 
 
@@ -51,8 +51,8 @@ def fit_ood_threshold(train: Floats, val: Floats, seed: int) -> tuple[Floats, fl
     if len(train) > MAX_REFERENCES:
         train = train[np.sort(np.random.default_rng(seed).choice(len(train), MAX_REFERENCES, replace=False))]
     reference = _normalised(train).astype(np.float16).astype(np.float32)  # the precision it is stored in
-    batches = (val[start : start + _BATCH] for start in range(0, len(val), _BATCH))  # N × K similarities outgrow the memory
-    similarity = np.concatenate([(_normalised(batch) @ reference.T).max(axis=1) for batch in batches])  # as `ServingNetwork`
+    # As `ServingNetwork`; all N × K similarities would outgrow the memory.
+    similarity = np.concatenate([(_normalised(batch) @ reference.T).max(axis=1) for batch in batches(val)])
     return reference, float(np.quantile(similarity, 1 - ACCEPTED_FRACTION))
 
 

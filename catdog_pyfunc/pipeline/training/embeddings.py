@@ -24,6 +24,7 @@ from catdog_pyfunc.pipeline.data.dataset import Example
 from catdog_pyfunc.preprocessing import Floats, Preprocess
 
 _COMMIT_EVERY = 256
+_BATCH = 8192
 _SCHEMA = "CREATE TABLE IF NOT EXISTS embeddings (key TEXT, image TEXT, value BLOB, PRIMARY KEY (key, image))"
 
 Outcome = Floats | str
@@ -81,13 +82,22 @@ def embed(
     return Embeddings(values, {example.path: errors[example.digest] for example in examples if example.digest in errors})
 
 
-def release(values: Floats) -> None:
-    """Take memory-mapped embeddings, or the array they are a part of, out of memory; whoever needs them reads them again."""
+def batches(values: Floats) -> Iterator[Floats]:
+    """Pass over embeddings, of which a part is in memory at a time.
+
+    Args:
+        values: (N, D), in memory or memory-mapped.
+
+    Yields:
+        (B, D), of at most 8,192 embeddings.
+    """
     owner: object = values
     while isinstance(owner, np.ndarray):
         owner = owner.base
-    if isinstance(owner, mmap.mmap):
-        owner.madvise(mmap.MADV_DONTNEED)
+    for start in range(0, len(values), _BATCH):
+        yield values[start : start + _BATCH]
+        if isinstance(owner, mmap.mmap):
+            owner.madvise(mmap.MADV_DONTNEED)  # whoever needs them reads them from the file again
 
 
 def compute_here(

@@ -25,7 +25,7 @@ from catdog_pyfunc.pipeline.training import learning_curves
 from catdog_pyfunc.pipeline.training.backbones import Backbone
 from catdog_pyfunc.pipeline.training.calibration import fit_ood_threshold, fit_temperature
 from catdog_pyfunc.pipeline.training.config import TrainingConfig
-from catdog_pyfunc.pipeline.training.embeddings import Embeddings, Outcome, compute_here, embed
+from catdog_pyfunc.pipeline.training.embeddings import Embeddings, Outcome, batches, compute_here, embed
 from catdog_pyfunc.pipeline.training.finetuning import FinetuneConfig, finetune
 from catdog_pyfunc.pipeline.training.linear_head import EpochMetrics, Head, fit_head
 from catdog_pyfunc.pipeline.training.spark import compute_on_spark
@@ -76,8 +76,8 @@ def fit(config: TrainingConfig, dataset: Dataset, backbone: Backbone) -> FitResu
             examples = [*dataset.splits["train"], *dataset.splits["val"]]
             embedded = _embed(config, backbone, examples, Path(scratch) / "embeddings.sqlite")
         embeddings = _by_split(dataset, embedded.values)
-    head = backbone.network.head
-    logits = embeddings["val"] @ head.weight.detach().numpy().T + head.bias.detach().numpy()
+    weight, bias = (parameter.detach().numpy() for parameter in backbone.network.head.parameters())
+    logits = np.concatenate([batch @ weight.T + bias for batch in batches(embeddings["val"])])
     temperature = fit_temperature(logits, _labels(dataset, "val"))
     reference, threshold = fit_ood_threshold(embeddings["train"], embeddings["val"], config.seed)
     mlflow.log_params({"calibration.temperature": f"{temperature:.4f}", "ood.threshold": f"{threshold:.4f}"})

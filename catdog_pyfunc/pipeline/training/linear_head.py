@@ -10,13 +10,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from catdog_pyfunc.pipeline.console import progress
-from catdog_pyfunc.pipeline.training.embeddings import release
+from catdog_pyfunc.pipeline.training.embeddings import batches
 from catdog_pyfunc.preprocessing import Floats
 
 WEIGHT_DECAYS = (1.0, 0.3, 0.1, 0.03, 0.01, 0.003, 0.001)
 _STEPS = 4  # of L-BFGS per weight decay, each starting where the last one ended
 _MAX_ITERATIONS = 15  # per step
-_BATCH = 8192  # embeddings per product
 
 
 @dataclass(frozen=True)
@@ -100,11 +99,9 @@ class _Batches:
         """Yield (B, D) and (B,); only one batch of memory-mapped embeddings is in memory at a time."""
         done = 0
         for values in self._embeddings:
-            for start in range(0, len(values), _BATCH):
-                part = torch.from_numpy(values[start : start + _BATCH])
-                yield part, self._labels[done : done + len(part)]
+            for part in batches(values):
+                yield torch.from_numpy(part), self._labels[done : done + len(part)]
                 done += len(part)
-                release(values)
 
     def moments(self) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation of each of the D features."""
