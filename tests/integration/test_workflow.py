@@ -235,13 +235,14 @@ def test_a_run_keeps_the_name_that_its_user_gave(project: Project):
 def test_unknown_runs_versions_and_models_are_named(
     call: Callable[[], object], error: type[CatDogError], message: str, project: Project
 ):
+    before = {run.info.run_id for run in runs(project)}
     mlflow.set_tracking_uri(project.tracking_uri)
     try:
         with pytest.raises(error, match=message), tracking.run():
             call()
     finally:
         mlflow.set_tracking_uri(None)
-    assert not any(run.info.status == "RUNNING" for run in runs(project))
+    assert [run.info.status for run in runs(project) if run.info.run_id not in before] == ["FAILED"]
     assert str(project.client().get_model_version_by_alias(MODEL, "production").version) == "2"
 
 
