@@ -231,6 +231,7 @@ def test_two_calls_cannot_write_to_one_output(tmp_path: Path):
     [
         ("nowhere", "nowhere does not exist: give a folder, a text file with one path per line, or parquet"),
         ("empty", r"empty has no images: give files with the suffixes \.bmp, "),
+        ("photo.jpg", r"photo\.jpg is not text: give a folder, a text file with one path per line, or parquet"),
         ("fake.parquet", r"fake\.parquet is not parquet"),
         (
             "other.parquet",
@@ -242,6 +243,7 @@ def test_an_input_that_cannot_be_scored_is_named_and_leaves_no_output_in_the_way
     source: str, message: str, photos: Path, tiny_model: Path, tmp_path: Path
 ):
     (tmp_path / "empty").mkdir()
+    (tmp_path / "photo.jpg").write_bytes(b"\xff\xd8\xff")
     (tmp_path / "fake.parquet").write_text("no parquet")
     pq.write_table(pa.table({"name": ["x"]}), tmp_path / "other.parquet")
     with pytest.raises(InvalidData, match=message):

@@ -133,5 +133,8 @@ def _walk(folder: Path) -> Iterator[str]:
 
 
 def _lines(file: Path) -> Iterator[str]:
-    with file.open(encoding="utf-8") as lines:
-        yield from (line.rstrip("\n") for line in lines if line.strip())
+    try:
+        with file.open(encoding="utf-8") as lines:
+            yield from (line.rstrip("\n") for line in lines if line.strip())
+    except UnicodeDecodeError:
+        raise InvalidData(f"{file} is not text: give a folder, a text file with one path per line, or parquet") from None
