@@ -75,6 +75,7 @@ class Classifier:
         self._limits = limits
         # One more than cores, since one thread is always waiting for the GIL (8 clients: 205 images/s instead of 176).
         self._pool = ThreadPoolExecutor(threads + 1, thread_name_prefix="catdog")
+        self._slots = threading.Semaphore(threads + 1)
         self._counter_lock = threading.Lock()
         self._callers = 0
 
@@ -91,8 +92,9 @@ class Classifier:
         size = self._engine.batch_size
         chunks = [range(start, min(start + size, len(images))) for start in range(0, len(images), size)]
         with self._exclusive_call() as exclusive:
-            if exclusive and len(chunks) == 1:  # faster without the pool
-                return self._predict_chunk(images, chunks[0], explain, exclusive=True)
+            if len(chunks) == 1:  # faster without the pool
+                with self._slots:
+                    return self._predict_chunk(images, chunks[0], explain, exclusive=exclusive)
             results = self._pool.map(lambda rows: self._predict_chunk(images, rows, explain, exclusive=False), chunks)
             return [prediction for predictions in results for prediction in predictions]
 

@@ -1,6 +1,6 @@
 """Ray Serve: `serve run mlflow_catdog.ray:app model_uri=models:/CatDogClassifier/2` serves a model on a Ray cluster.
 
-Each replica is a process with one copy of the model, behind the same scoring server as in a deployment's containers.
+Each replica is a process with one copy of the model, behind the same server as in a deployment's containers.
 """
 
 # No `from __future__ import annotations`: Ray Serve looks at the class that annotates the builder's parameter.
@@ -13,11 +13,14 @@ from typing import Any, Literal
 import ray
 from pydantic import BaseModel, ConfigDict, Field
 from ray import serve
+from starlette.types import ASGIApp
 
 from catdog_pyfunc.flavor import downloaded_model, exact_uri
 from catdog_pyfunc.internals import SERVING_MODEL_CONFIG
-from mlflow_catdog.deployments.smoke_request import smoke_request
-from mlflow_catdog.runtime.app import App, load
+from mlflow_catdog.deployments.build import registered_name
+from mlflow_catdog.deployments.smoke_request import image_column, smoke_request
+from mlflow_catdog.runtime.app import load
+from mlflow_catdog.runtime.settings import Settings
 
 
 class Arguments(BaseModel):
@@ -54,20 +57,25 @@ class Classifier:
         """
         self._download = contextlib.ExitStack()  # kept while in use: a model may read its files at any time
         self._folder = self._download.enter_context(downloaded_model(model_uri))
-        self._max_body_mb = max_body_mb
+        self._uri, self._max_body_mb = model_uri, max_body_mb
 
-    async def __serve_build_asgi_app__(self) -> App:
+    async def __serve_build_asgi_app__(self) -> ASGIApp:
         """Load the model, and send it the smoke request; Ray Serve calls it before the replica takes requests.
 
         Returns:
-            The scoring server.
+            The server.
 
         Raises:
             InvalidOption: The signature does not tell which column takes the image.
             SmokeTestFailed: The model responded with something no user should get.
         """
-        _limit_threads(ray.get_runtime_context().get_assigned_resources().get("CPU", 1))
-        return await load(str(self._folder), self._max_body_mb, json.dumps(smoke_request(self._folder)).encode())
+        threads = max(1, math.floor(ray.get_runtime_context().get_assigned_resources().get("CPU", 1)))
+        _limit_threads(threads)
+        known = registered_name(self._uri)
+        settings = Settings(self._max_body_mb, threads=threads, name=known["name"], version=known["version"])
+        request = json.dumps(smoke_request(self._folder)).encode()
+        app, _ = await load(str(self._folder), image_column(self._folder), settings, request)
+        return app
 
     def __del__(self) -> None:
         """Delete the download; Ray Serve calls it when the replica has drained."""
@@ -98,7 +106,7 @@ def app(args: Arguments) -> serve.Application:
     return deployment.bind(exact_uri(args.model_uri), args.max_body_mb)
 
 
-def _limit_threads(cpus: float) -> None:
+def _limit_threads(threads: int) -> None:
     """Let the model use as many cores as its replica has been given, unless its configuration says otherwise."""
     configured: dict[str, Any] = json.loads(os.environ.get(SERVING_MODEL_CONFIG) or "{}")
-    os.environ[SERVING_MODEL_CONFIG] = json.dumps({"threads": max(1, math.floor(cpus)), **configured})
+    os.environ[SERVING_MODEL_CONFIG] = json.dumps({"threads": threads, **configured})

@@ -22,7 +22,7 @@ from catdog_pyfunc.errors import RegistryError
 from catdog_pyfunc.flavor import downloaded_model, exact_uri
 from catdog_pyfunc.pipeline.console import log
 from mlflow_catdog.deployments.errors import DeploymentError, DeploymentMissing
-from mlflow_catdog.deployments.smoke_request import smoke_request
+from mlflow_catdog.deployments.smoke_request import image_column, smoke_request
 
 if TYPE_CHECKING:
     from docker import DockerClient
@@ -100,17 +100,18 @@ def build(client: DockerClient, model: FetchedModel, base_image: str, tag: str, 
     """
     with tempfile.TemporaryDirectory(prefix="catdog-") as scratch:
         context = Path(scratch)
-        write_context(model.folder, context)
+        write_context(model.folder, context, model.version)
         log(f"building the image of {model.version} on {base_image}; about a minute if its packages are not cached")
         return _build(client, context, base_image, tag, labels)
 
 
-def write_context(model: Path, context: Path) -> None:
+def write_context(model: Path, context: Path, uri: str = "") -> None:
     """Write all that the Dockerfile copies; `python -m runtime.supervisor` runs in this folder as it does in the image.
 
     Args:
         model: The model's folder.
         context: An empty folder.
+        uri: `models:/<name>/<number>`, by which the V1 and V2 protocols know the model; any other is called `model`.
     """
     hidden = shutil.ignore_patterns("__pycache__", "Dockerfile", "listener.py")
     shutil.copytree(_RUNTIME, context / "runtime", ignore=hidden)
@@ -119,12 +120,20 @@ def write_context(model: Path, context: Path) -> None:
     shutil.copytree(model, context / "model")
     (context / "requirements").mkdir()
     (context / "requirements" / "requirements.txt").touch()
+    (context / "runtime" / "requirements.txt").rename(context / "requirements" / "runtime.txt")
     for name in ("requirements.txt", "constraints.txt"):
         if (model / name).is_file():
             shutil.copy(model / name, context / "requirements")
     (context / "smoke_request.json").write_text(json.dumps(smoke_request(model)))
+    (context / "served.json").write_text(json.dumps({"image_column": image_column(model), **registered_name(uri)}))
     for path in context.rglob("*"):  # the container's user owns none of them
         path.chmod(0o755 if path.is_dir() else 0o644)
+
+
+def registered_name(uri: str) -> dict[str, str]:
+    """`name` and `version` of a registered version; of any other URI, "model" and none."""
+    found = re.fullmatch(r"models:/([^/@]+)/(\d+)", uri)
+    return {"name": found[1], "version": found[2]} if found else {"name": "model", "version": ""}
 
 
 def _build(client: DockerClient, context: Path, base_image: str, tag: str, labels: Mapping[str, str]) -> str:

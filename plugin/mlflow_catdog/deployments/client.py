@@ -177,8 +177,9 @@ class CatDogDeploymentClient(BaseDeploymentClient):
         Raises:
             DeploymentError: The deployment cannot be reached, or refuses.
         """
-        address, timeout_s = self._address(deployment_name, endpoint)
-        return PredictionsResponse(rest.predict(address, inputs, timeout_s=timeout_s))
+        address, options = self._find(deployment_name, endpoint)
+        answer = rest.predict(address, inputs, timeout_s=options.request_timeout_s, api_key=options.api_key())
+        return PredictionsResponse(answer)
 
     def explain(self, deployment_name: str | None = None, df: Any = None, endpoint: str | None = None) -> pd.DataFrame:
         """Get a deployment's predictions with heatmaps.
@@ -194,12 +195,12 @@ class CatDogDeploymentClient(BaseDeploymentClient):
         Raises:
             DeploymentError: The deployment cannot be reached, refuses, or makes no heatmaps.
         """
-        address, timeout_s = self._address(deployment_name, endpoint)
-        return rest.explain(address, df, timeout_s=timeout_s)
+        address, options = self._find(deployment_name, endpoint)
+        return rest.explain(address, df, timeout_s=options.request_timeout_s, api_key=options.api_key())
 
-    def _address(self, name: str | None, endpoint: str | None) -> tuple[str, float]:
+    def _find(self, name: str | None, endpoint: str | None) -> tuple[str, Options]:
         deployment = self.get_deployment(name or "", endpoint)
-        return str(deployment["address"]), float(deployment["options"]["request_timeout_s"])
+        return str(deployment["address"]), Options(**deployment["options"])
 
 
 def _check_endpoint(endpoint: str | None) -> None:
@@ -252,7 +253,7 @@ def _replace(client: DockerClient, name: str, model: build.FetchedModel, options
 
 def _announced(client: DockerClient, name: str, listener: Container, prediction: Any) -> dict[str, Any]:
     deployment = {**_describe(client, name, listener), "prediction": prediction}
-    log(f"{name}: {deployment['model']} serves at {deployment['address']}/invocations; smoke test: {json.dumps(prediction)}")
+    log(f"{name}: {deployment['model']} serves at {deployment['address']}; smoke test: {json.dumps(prediction)}")
     return deployment
 
 

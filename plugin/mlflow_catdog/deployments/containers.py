@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any, cast
 import requests
 from docker.errors import APIError, NotFound
 
-from catdog_pyfunc import internals
 from mlflow_catdog.deployments.docker_client import untag
 from mlflow_catdog.deployments.errors import DeploymentError, DeploymentExists
 from mlflow_catdog.deployments.options import Options
@@ -33,7 +32,7 @@ DEPLOYMENT, ROLE, OPTIONS, MODEL_URI, MODEL = (
 RESTARTED: Any = {"Name": "unless-stopped"}  # docker's type hints know only two of the four policies
 _REPOSITORY = "catdog-deployment"
 _LISTENER = Path(__file__).parents[1] / "runtime" / "listener.py"
-_MOUNT, _SOCKET = "/run/listener", "/run/listener/socket"
+_MOUNT, _SOCKET, _KEYS = "/run/listener", "/run/listener/socket", "/run/secrets/api_keys"
 _LOG_LINES = 30
 _LOCKED_DOWN: Mapping[str, Any] = {
     "user": "10001:10001",
@@ -135,20 +134,18 @@ def start_candidate(client: DockerClient, name: str, image: str, options: Option
     Returns:
         The container, running.
     """
-    environment = {
-        "CATDOG_LISTENER": _SOCKET,
-        "CATDOG_WORKERS": str(options.workers),
-        "CATDOG_MAX_BODY_MB": str(options.max_body_mb),
-        "MLFLOW_SCORING_SERVER_REQUEST_TIMEOUT": str(options.request_timeout_s),
-        internals.SERVING_MODEL_CONFIG: options.model_config or "{}",
-    }
+    environment = {"CATDOG_LISTENER": _SOCKET, **options.environment()}
+    volumes = {model_name(name): {"bind": _MOUNT, "mode": "ro"}}
+    if options.api_keys_file:  # a mount: `docker inspect` shows environment variables to everybody
+        environment["CATDOG_API_KEYS_FILE"] = _KEYS
+        volumes[options.api_keys_file] = {"bind": _KEYS, "mode": "ro"}
     candidate = client.containers.create(
         image,
         name=candidate_name(name),
         labels={DEPLOYMENT: name, ROLE: "model", OPTIONS: options.to_json(), **labels},
         environment=environment,
         network_mode=options.network,
-        volumes={model_name(name): {"bind": _MOUNT, "mode": "ro"}},
+        volumes=volumes,
         tmpfs={"/tmp": ""},  # noqa: S108  # the container's own
         mem_limit=options.memory or None,
         nano_cpus=int(options.cpus * 1e9),

@@ -1,4 +1,4 @@
-"""`mlflow deployments run-local -t catdog`: MLflow's server in a process here, announced once it passes the smoke test."""
+"""`mlflow deployments run-local -t catdog`: a deployment's server as processes here, once it has passed its smoke test."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import requests
 
-from catdog_pyfunc import internals
-from catdog_pyfunc.cpu import available_cores
 from catdog_pyfunc.pipeline.console import log
 from catdog_pyfunc.pipeline.processes import sigterm_as_interrupt
 from mlflow_catdog.deployments import build, rest
@@ -45,9 +45,9 @@ def run_local(name: str, model_uri: str, flavor: str | None = None, config: Mapp
     address = f"http://{options.host}:{options.port}"
     _check_port(options)
     with contextlib.suppress(KeyboardInterrupt), sigterm_as_interrupt(), build.fetched(model_uri, flavor) as model:
-        with _server(str(model.folder), options) as server:
-            prediction = _await_prediction(server, address, smoke_request(model.folder), options.ready_timeout_s)
-            log(f"{name}: {model.version} serves at {address}/invocations; smoke test: {json.dumps(prediction)}")
+        with _server(model, options) as server:
+            prediction = _await_prediction(server, address, smoke_request(model.folder), options)
+            log(f"{name}: {model.version} serves at {address}; smoke test: {json.dumps(prediction)}")
             code = server.wait()
         raise DeploymentError(f"{name} exited with code {code}; its log is above")
 
@@ -63,35 +63,39 @@ def _check_port(options: Options) -> None:
 
 
 @contextlib.contextmanager
-def _server(folder: str, options: Options) -> Iterator[subprocess.Popen[bytes]]:
-    words = [sys.executable, "-m", "mlflow", "models", "serve", "-m", folder, "--env-manager", "local"]
-    words += ["-h", options.host, "-p", str(options.port), "-t", str(options.request_timeout_s)]
-    words += ["-w", str(options.workers or available_cores())]
-    config = {internals.SERVING_MODEL_CONFIG: options.model_config} if options.model_config else {}
-    server = subprocess.Popen(words, env={**os.environ, **config}, start_new_session=True)
-    stop_timeout_s = _STOP_TIMEOUT_S
-    try:
-        yield server
-    except DeploymentError:  # it did not pass the smoke test
-        stop_timeout_s = _STOP_UNREADY_S
-        raise
-    finally:
-        _stop(server, stop_timeout_s)
+def _server(model: build.FetchedModel, options: Options) -> Iterator[subprocess.Popen[bytes]]:
+    environment = {**os.environ, **options.environment(), "CATDOG_LISTEN": f"{options.host}:{options.port}"}
+    if options.api_keys_file:
+        environment["CATDOG_API_KEYS_FILE"] = options.api_keys_file
+    with tempfile.TemporaryDirectory(prefix="catdog-") as scratch:
+        build.write_context(model.folder, Path(scratch), model.version)
+        words = [sys.executable, "-m", "runtime.supervisor"]
+        server = subprocess.Popen(words, cwd=scratch, env=environment, start_new_session=True)
+        stop_timeout_s = _STOP_TIMEOUT_S
+        try:
+            yield server
+        except DeploymentError:  # it did not pass the smoke test
+            stop_timeout_s = _STOP_UNREADY_S
+            raise
+        finally:
+            _stop(server, stop_timeout_s)
 
 
-def _await_prediction(
-    server: subprocess.Popen[bytes], address: str, request: Mapping[str, Any], ready_timeout_s: int
-) -> Any:
-    deadline = time.monotonic() + ready_timeout_s
+def _await_prediction(server: subprocess.Popen[bytes], address: str, request: Mapping[str, Any], options: Options) -> Any:
+    deadline = time.monotonic() + options.ready_timeout_s
     while server.poll() is None and (left_s := deadline - time.monotonic()) > 0:
         with contextlib.suppress(requests.ConnectionError, requests.Timeout):
-            response = rest.post(address, request, left_s)
+            response = rest.post(address, request, left_s, options.api_key())
             try:
                 return check(response.status_code, response.content)
             except SmokeTestFailed as failure:
                 raise DeploymentError(f"{failure}: it is not served") from None
         time.sleep(0.2)
-    end = f"exited with code {server.returncode}" if server.poll() is not None else f"took longer than {ready_timeout_s} s"
+    end = (
+        f"exited with code {server.returncode}"
+        if server.poll() is not None
+        else f"took longer than {options.ready_timeout_s} s"
+    )
     raise DeploymentError(f"the server {end} before it passed the smoke test; its log is above")
 
 

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
+import ipaddress
 import json
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from enum import Enum
+from pathlib import Path
 from typing import Any
 
+from catdog_pyfunc import internals
 from mlflow_catdog.deployments.errors import InvalidOption
+from mlflow_catdog.runtime.settings import read_keys
 
 
 class Scope(Enum):
@@ -39,7 +44,15 @@ class Options:
     model_config: str = _option("", 'JSON object passed to the model, such as {"threads": 1}')
     request_timeout_s: int = _option(60, "seconds a request may take (then 504)")
     ready_timeout_s: int = _option(120, "seconds the model has to start and pass the smoke test")
-    max_body_mb: float = _option(100.0, "MiB a request body may have (then 413)", Scope.CONTAINER)
+    max_body_mb: float = _option(100.0, "MiB a request body may have (then 413)")
+    max_files: int = _option(100, "images a request may have (then 422)")
+    max_queue: int = _option(100, "requests that each worker holds at once (then 429)")
+    api_keys_file: str = _option(
+        "", "file with an API key per line, which requests must have one of (else 401); empty: none"
+    )
+    insecure: bool = _option(False, "true: other machines may connect without a key")
+    cors_origins: str = _option("", "web pages that may call the server, such as https://shop.example; empty: none")
+    otlp_endpoint: str = _option("", "where OpenTelemetry traces go, such as http://collector:4318; empty: nowhere")
     memory: str = _option("", "memory limit of the container, such as 1g; empty: none", Scope.CONTAINER)
     cpus: float = _option(0.0, "cores the container may use; 0: all", Scope.CONTAINER)
     network: str = _option("none", "Docker network of the model; requests reach it without one", Scope.CONTAINER)
@@ -69,7 +82,42 @@ class Options:
             if verb not in scope.value:
                 raise InvalidOption(f"option {name!r} is for {scope}, not for {verb}")
             values[name] = _read(name, value)
-        return replace(self, **values)
+        options = replace(self, **values)
+        options._check_access()
+        return options
+
+    def _check_access(self) -> None:
+        """Refuse what would let other machines in by mistake, and keys that nobody could use."""
+        if self.api_keys_file:
+            try:
+                read_keys(Path(self.api_keys_file))
+            except (OSError, ValueError) as failure:
+                raise InvalidOption(f"option api_keys_file={self.api_keys_file!r} cannot be used: {failure}") from None
+        elif not (self.insecure or _is_loopback(self.host)):
+            raise InvalidOption(
+                f"host {self.host} lets other machines connect, and no key is asked for: "
+                "give -C api_keys_file=…, or -C insecure=true if something in front of it decides who may"
+            )
+
+    def environment(self) -> dict[str, str]:
+        """The variables that tell the server all of this but its address and its keys."""
+        values = {
+            "CATDOG_WORKERS": self.workers,
+            "CATDOG_MAX_BODY_MB": self.max_body_mb,
+            "CATDOG_MAX_FILES": self.max_files,
+            "CATDOG_MAX_QUEUE": self.max_queue,
+            "CATDOG_CORS_ORIGINS": self.cors_origins,
+            "MLFLOW_SCORING_SERVER_REQUEST_TIMEOUT": self.request_timeout_s,
+            "OTEL_EXPORTER_OTLP_ENDPOINT": self.otlp_endpoint,
+            internals.SERVING_MODEL_CONFIG: self.model_config,
+        }
+        return {name: str(value) for name, value in values.items() if value != ""}
+
+    def api_key(self) -> str:
+        """A key that the deployment accepts; empty if it asks for none, or its file is not on this machine."""
+        with contextlib.suppress(OSError, ValueError):
+            return read_keys(Path(self.api_keys_file))[0] if self.api_keys_file else ""
+        return ""
 
     def to_json(self) -> str:
         """Serialize for a container's label."""
@@ -130,6 +178,23 @@ def _number(least: float) -> Callable[[Any], float]:
     return read
 
 
+def _boolean(value: Any) -> bool:
+    if str(value).lower() not in ("true", "false"):
+        raise ValueError("expected true or false")
+    return str(value).lower() == "true"
+
+
+def _absolute(value: Any) -> str:
+    return str(Path(value).expanduser().absolute()) if value else ""
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
 def _json_object(value: Any) -> str:
     content = json.loads(value or "{}") if isinstance(value, str) else value
     if not isinstance(content, Mapping):
@@ -150,6 +215,10 @@ _READERS: Mapping[str, Callable[[Any], Any]] = {
     "request_timeout_s": _integer(1, 86400),
     "ready_timeout_s": _integer(1, 86400),
     "max_body_mb": _number(0.001),
+    "max_files": _integer(1, 100_000),
+    "max_queue": _integer(1, 100_000),
+    "api_keys_file": _absolute,
+    "insecure": _boolean,
     "memory": _memory,
     "cpus": _number(0),
 }

@@ -17,13 +17,16 @@ _CONNECT_TIMEOUT_S = 5.0
 _REASON_LIMIT = 500  # characters; MLflow echoes the whole input when it refuses it
 
 
-def predict(address: str, inputs: Any, *, timeout_s: float, params: dict[str, Any] | None = None) -> dict[str, Any]:
+def predict(
+    address: str, inputs: Any, *, timeout_s: float, api_key: str = "", params: dict[str, Any] | None = None
+) -> dict[str, Any]:
     """Get predictions.
 
     Args:
         address: Such as http://127.0.0.1:5001.
         inputs: A DataFrame, or anything pandas makes one from; cells of bytes are sent as base64.
         timeout_s: For the response.
+        api_key: If the deployment asks for one.
         params: Parameters of the model.
 
     Returns:
@@ -35,7 +38,7 @@ def predict(address: str, inputs: Any, *, timeout_s: float, params: dict[str, An
     """
     body = {"dataframe_split": _split(inputs), **({"params": params} if params else {})}
     try:
-        response = post(address, body, timeout_s)
+        response = post(address, body, timeout_s, api_key)
     except requests.RequestException as failure:
         raise DeploymentError(f"no response from {address}: {failure}; `mlflow deployments get` shows its status") from None
     if not response.ok:
@@ -43,13 +46,14 @@ def predict(address: str, inputs: Any, *, timeout_s: float, params: dict[str, An
     return dict(response.json())
 
 
-def explain(address: str, inputs: Any, *, timeout_s: float) -> pd.DataFrame:
+def explain(address: str, inputs: Any, *, timeout_s: float, api_key: str = "") -> pd.DataFrame:
     """Get predictions with heatmaps.
 
     Args:
         address: As for `predict`.
         inputs: As for `predict`.
         timeout_s: As for `predict`.
+        api_key: As for `predict`.
 
     Returns:
         One row per image, with a column `heatmap`.
@@ -57,17 +61,21 @@ def explain(address: str, inputs: Any, *, timeout_s: float) -> pd.DataFrame:
     Raises:
         DeploymentError: As for `predict`; also if the model makes no heatmaps.
     """
-    rows = pd.DataFrame(predict(address, inputs, timeout_s=timeout_s, params={"explain": True})["predictions"])
+    rows = pd.DataFrame(
+        predict(address, inputs, timeout_s=timeout_s, api_key=api_key, params={"explain": True})["predictions"]
+    )
     if "heatmap" not in rows:
         raise DeploymentError("this model makes no heatmaps: it has no parameter `explain` that adds a column `heatmap`")
     return rows
 
 
-def post(address: str, body: Mapping[str, Any], timeout_s: float) -> requests.Response:
+def post(address: str, body: Mapping[str, Any], timeout_s: float, api_key: str = "") -> requests.Response:
     """Send a JSON body to `/invocations`, without any proxy of the environment."""
+    headers = {"X-API-Key": api_key} if api_key else {}
+    timeouts = (min(_CONNECT_TIMEOUT_S, timeout_s), timeout_s)
     with requests.Session() as session:
         session.trust_env = False
-        return session.post(f"{address}/invocations", json=body, timeout=(min(_CONNECT_TIMEOUT_S, timeout_s), timeout_s))
+        return session.post(f"{address}/invocations", json=body, headers=headers, timeout=timeouts)
 
 
 def _split(inputs: Any) -> dict[str, Any]:
@@ -89,5 +97,6 @@ def _encoded(cell: Any) -> Any:
 
 def _reason(response: requests.Response) -> str:
     with contextlib.suppress(ValueError, AttributeError):
-        return str(response.json().get("message") or response.text)
+        content = response.json()
+        return str(content.get("error") or content.get("message") or response.text)
     return response.text

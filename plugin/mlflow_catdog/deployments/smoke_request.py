@@ -1,4 +1,4 @@
-"""Builds the smoke test's request: the model's own input example, or else a drawn cat in its image column."""
+"""Finds a model's image column, and builds the smoke test's request: its own input example, or else a drawn cat."""
 
 from __future__ import annotations
 
@@ -32,6 +32,18 @@ def smoke_request(folder: Path) -> dict[str, Any]:
         body: dict[str, Any] = json.loads((folder / example).read_text())
         return body
     return {"dataframe_split": {"columns": [_image_column(model)], "data": [[_drawn_image()]]}}
+
+
+def image_column(folder: Path) -> str:
+    """The column that takes images; `image` if the signature doesn't tell.
+
+    Args:
+        folder: The model, with its `MLmodel`.
+    """
+    try:
+        return _image_column(Model.load(folder))
+    except InvalidOption:  # it has an example, or `smoke_request` would have raised this: MLflow's formats work
+        return IMAGE_COLUMN
 
 
 def _image_column(model: Model) -> str:

@@ -1,65 +1,54 @@
-"""MLflow's scoring server as a worker runs it: it passes a smoke test before it takes requests, and limits their bodies."""
+"""One worker's application: it loads the model, and the model passes a smoke test, before it takes requests."""
 
 from __future__ import annotations
 
-import json
+import os
 import traceback
-from collections.abc import Awaitable, Callable, MutableMapping
-from typing import Any
+from collections.abc import Callable
+from pathlib import Path
 
-from . import PING, internals, smoke_test
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
-App = Callable[[Message, Receive, Send], Awaitable[None]]
+from . import internals, server, settings, smoke_test
+from .gateway import Gateway
 
-_MIB = 1024**2
-_HEALTH = (PING, "/health")
+SERVED = Path("served.json")  # beside the model's folder, written by `deployments.build`
 
 
-class ScoringApp:
-    """An ASGI application that loads the model on startup.
+class ServingApp:
+    """An ASGI application that loads the model on startup."""
 
-    Attributes:
-        draining: Set it, and each response closes its connection: no client sends another request into one that is about
-            to end. Health checks get a 503: load balancers send their next requests elsewhere.
-    """
-
-    def __init__(self, model: str, max_body_mb: float, ready: Callable[[], None]) -> None:
+    def __init__(self, model: str, threads: int, ready: Callable[[], None]) -> None:
         """Load nothing yet.
 
         Args:
             model: Its folder.
-            max_body_mb: Larger bodies, in MiB, get a 413.
+            threads: Requests in work at once.
             ready: Called once the model has passed its smoke test; requests are taken when it returns.
         """
-        self.draining = False
-        self._model, self._max_body_mb, self._ready = model, max_body_mb, ready
-        self._app: App
+        self._model, self._threads, self._ready = model, threads, ready
+        self._app: ASGIApp
+        self._gateway: Gateway
 
-    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
+    def drain(self) -> None:
+        """Close each connection with its response, and fail health checks: load balancers go elsewhere."""
+        self._gateway.draining = True
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one request, or the server's lifespan."""
         if scope["type"] == "lifespan":
             await self._lifespan(receive, send)
-            return
-
-        async def closing_send(message: Message) -> None:
-            if self.draining and message["type"] == "http.response.start":
-                message["headers"] = [*message.get("headers", ()), (b"connection", b"close")]
-            await send(message)
-
-        if self.draining and scope["path"] in _HEALTH:
-            await _respond(
-                closing_send, 503, {"error_code": "TEMPORARILY_UNAVAILABLE", "message": "this server is stopping"}
-            )
         else:
-            await self._app(scope, receive, closing_send)
+            await self._app(scope, receive, send)
 
     async def _lifespan(self, receive: Receive, send: Send) -> None:
         await receive()  # lifespan.startup
         try:
-            await self._start()
+            served = settings.read_served(SERVED)
+            read = settings.from_environment(os.environ, self._threads, served)
+            request = smoke_test.REQUEST.read_bytes()
+            self._app, self._gateway = await load(self._model, served["image_column"], read, request)
+            self._ready()
         except BaseException as failure:
             if not isinstance(failure, smoke_test.SmokeTestFailed):
                 traceback.print_exc()
@@ -69,74 +58,29 @@ class ScoringApp:
         await receive()  # lifespan.shutdown
         await send({"type": "lifespan.shutdown.complete"})
 
-    async def _start(self) -> None:
-        self._app = await load(self._model, self._max_body_mb, smoke_test.REQUEST.read_bytes())
-        self._ready()
 
-
-async def load(model: str, max_body_mb: float, smoke_request: bytes) -> App:
-    """Load a model into MLflow's scoring server, and send it the smoke request; once per process.
+async def load(model: str, image_column: str, read: settings.Settings, smoke_request: bytes) -> tuple[ASGIApp, Gateway]:
+    """Load a model into a server, and send its MLflow part the smoke request; once per process.
 
     Args:
         model: Its folder.
-        max_body_mb: Larger bodies, in MiB, get a 413.
+        image_column: The model's column that takes images.
+        read: Limits and names.
         smoke_request: The JSON body of the smoke test's request.
 
     Returns:
-        An ASGI application that may take requests.
+        An ASGI application that may take requests, and the gateway in it.
 
     Raises:
         SmokeTestFailed: The model responded with something no user should get.
     """
-    app = limit_body(internals.scoring_app(model), max_body_mb)
-    smoke_test.check(*await _post(app, "/invocations", smoke_request))
-    return app
+    loaded = internals.load_model(model)
+    scoring_app = internals.scoring_app(loaded)
+    smoke_test.check(*await _post(scoring_app, "/invocations", smoke_request))
+    return server.build(loaded, scoring_app, image_column, read)
 
 
-def limit_body(app: App, max_body_mb: float) -> App:
-    """Wrap an ASGI application: larger bodies, in MiB, get a 413, before anything is read if their length is declared."""
-    limit = int(max_body_mb * _MIB)
-    refusal = {"error_code": "BAD_REQUEST", "message": f"the request body is larger than {max_body_mb:g} MiB"}
-
-    async def limited(scope: Message, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":  # Ray Serve sends it the lifespan
-            await app(scope, receive, send)
-            return
-        size = next((int(value) for name, value in scope["headers"] if name == b"content-length"), 0)
-        if size > limit:
-            await _respond(send, 413, refusal)
-            return
-        size = 0
-
-        async def counting_receive() -> Message:
-            nonlocal size
-            message = await receive()
-            size += len(message.get("body", b""))
-            return message if size <= limit else {"type": "http.disconnect"}
-
-        async def unless_refused(message: Message) -> None:
-            if size <= limit:
-                await send(message)
-
-        try:
-            await app(scope, counting_receive, unless_refused)
-        except Exception:
-            if size <= limit:
-                raise
-        if size > limit:
-            await _respond(send, 413, refusal)
-
-    return limited
-
-
-async def _respond(send: Send, status: int, content: object) -> None:
-    body = json.dumps(content).encode()
-    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
-    await send({"type": "http.response.start", "status": status, "headers": headers})
-    await send({"type": "http.response.body", "body": body})
-
-
-async def _post(app: App, path: str, body: bytes) -> tuple[int, bytes]:
+async def _post(app: ASGIApp, path: str, body: bytes) -> tuple[int, bytes]:
     """Send a JSON request to an application without a network; status and body of the response."""
     sent: list[Message] = []
     bodies = iter([{"type": "http.request", "body": body, "more_body": False}])
@@ -148,8 +92,18 @@ async def _post(app: App, path: str, body: bytes) -> tuple[int, bytes]:
         sent.append(message)
 
     headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
-    scope = {"type": "http", "asgi": {"version": "3.0"}, "http_version": "1.1", "method": "POST", "scheme": "http"}
-    scope |= {"path": path, "raw_path": path.encode(), "query_string": b"", "root_path": "", "headers": headers}  # type: ignore[dict-item]
+    scope = {
+        "type": "http",
+        "asgi": {"version": "3.0"},
+        "http_version": "1.1",
+        "method": "POST",
+        "scheme": "http",
+        "path": path,
+        "raw_path": path.encode(),
+        "query_string": b"",
+        "root_path": "",
+        "headers": headers,
+    }
     await app(scope, receive, send)
     response = b"".join(message.get("body", b"") for message in sent)
     return next(message["status"] for message in sent if message["type"] == "http.response.start"), response

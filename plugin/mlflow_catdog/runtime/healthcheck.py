@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import http.client
 import json
+import os
 import sys
 import time
+from pathlib import Path
 
 from . import PING, PORT, smoke_test
+from .settings import listen_address, read_keys
 
 SMOKE_TEST_FAILED = 2
 
 
-def main(check: str, timeout_s: float, port: int = PORT) -> int:
+def main(check: str, timeout_s: float, port: int) -> int:
     """Send one request; workers that are still loading answer it when they are ready.
 
     Args:
@@ -28,7 +31,10 @@ def main(check: str, timeout_s: float, port: int = PORT) -> int:
     if check == "ping":
         connection.request("GET", PING)
         return 0 if connection.getresponse().status == 200 else 1
-    connection.request("POST", "/invocations", smoke_test.REQUEST.read_bytes(), {"Content-Type": "application/json"})
+    headers = {"Content-Type": "application/json"}
+    if keys := os.environ.get("CATDOG_API_KEYS_FILE"):
+        headers["X-API-Key"] = read_keys(Path(keys))[0]
+    connection.request("POST", "/invocations", smoke_test.REQUEST.read_bytes(), headers)
     response = connection.getresponse()
     try:
         print(json.dumps(smoke_test.check(response.status, response.read())))
@@ -49,4 +55,5 @@ def _connect(connection: http.client.HTTPConnection, deadline: float) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1], float(sys.argv[2])))
+    _, configured = listen_address(os.environ)
+    sys.exit(main(sys.argv[1], float(sys.argv[2]), PORT if "CATDOG_LISTENER" in os.environ else configured))

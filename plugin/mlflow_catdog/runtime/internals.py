@@ -7,7 +7,6 @@ versions that a model pins, while its image is built.
 from __future__ import annotations
 
 import importlib.metadata
-import importlib.util
 import inspect
 import os
 import socket
@@ -15,20 +14,26 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-_MODEL_PATH = "__pyfunc_model_path__"  # environment variable: the model that MLflow's server loads
-_SCORING_APP = "mlflow.pyfunc.scoring_server.app"
+_MODEL_PATH = "__pyfunc_model_path__"  # environment variable: tells a model that it is in a server
 
 
-def scoring_app(model: str) -> Any:
-    """Load a model and return MLflow's scoring server around it, an ASGI application.
+def load_model(model: str) -> Any:
+    """Load a model as MLflow's scoring server does, with `SERVING_MODEL_CONFIG`; an `mlflow.pyfunc.PyFuncModel`.
 
     Args:
         model: Its folder.
     """
     os.environ[_MODEL_PATH] = model
-    from mlflow.pyfunc.scoring_server.app import app  # this import loads the model
+    from mlflow.pyfunc import scoring_server
 
-    return app
+    return scoring_server.load_model_with_mlflow_config(model)  # type: ignore[no-untyped-call]
+
+
+def scoring_app(loaded: Any) -> Any:
+    """MLflow's scoring server around a loaded model, an ASGI application."""
+    from mlflow.pyfunc import scoring_server
+
+    return scoring_server.init(loaded)
 
 
 def stop_accepting(server: Any, listeners: Sequence[socket.socket]) -> None:
@@ -50,16 +55,20 @@ def incompatibilities() -> list[str]:
     try:
         from mlflow.pyfunc import scoring_server
 
-        usable = scoring_server._SERVER_MODEL_PATH == _MODEL_PATH and importlib.util.find_spec(_SCORING_APP) is not None
+        names = ("init", "load_model_with_mlflow_config", "predictions_to_json")
+        usable = scoring_server._SERVER_MODEL_PATH == _MODEL_PATH and all(hasattr(scoring_server, name) for name in names)
     except (ImportError, AttributeError):
         usable = False
     if not usable:
-        found.append(f"{_version('mlflow-skinny')} has no usable {_SCORING_APP}: log the model again with mlflow>=3")
+        found.append(f"{_version('mlflow-skinny')} has no usable scoring server: log the model again with mlflow>=3")
     try:
         from uvicorn import Server
+        from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
         from uvicorn.server import ServerState
 
+        callbacks = ("on_message_begin", "on_headers_complete", "on_body", "on_message_complete")
         usable = "sockets" in inspect.signature(Server.shutdown).parameters and hasattr(ServerState(), "connections")
+        usable = usable and all(hasattr(HttpToolsProtocol, name) for name in callbacks)
     except (ImportError, AttributeError):
         usable = False
     if not usable:

@@ -11,9 +11,12 @@ import sys
 import time
 from pathlib import Path
 
-from . import PORT, STARTUP_FAILED
+from . import PORT, STARTUP_FAILED, metrics
+from .settings import available_cores, listen_address
 
 _LISTENER_TIMEOUT_S = 60.0  # Docker starts both containers in any order
+# glibc gives memory of large bodies back when they are done with; without, a worker keeps what it once took.
+_MALLOC = {"MALLOC_ARENA_MAX": "2", "MALLOC_MMAP_THRESHOLD_": "1048576", "MALLOC_TRIM_THRESHOLD_": "1048576"}
 
 
 class Workers:
@@ -46,6 +49,7 @@ class Workers:
                 print(f"worker {process.pid} exited with code {code} before it was ready", flush=True)
                 return False
             print(f"worker {process.pid} exited with code {code}: replacing it", flush=True)
+            metrics.forget_worker(process.pid)
             self._processes[index] = self._start()
         return True
 
@@ -64,7 +68,7 @@ class Workers:
     def _start(self) -> subprocess.Popen[bytes]:
         inherited = (*(listener.fileno() for listener in self._listeners), self._report, self._wait)
         words = [sys.executable, "-m", f"{__package__}.worker", *map(str, inherited)]
-        return subprocess.Popen(words, pass_fds=inherited)
+        return subprocess.Popen(words, pass_fds=inherited, env={**_MALLOC, **os.environ})
 
 
 def main() -> int:
@@ -73,41 +77,36 @@ def main() -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda received, _: signals.append(received))
     listener, sockets = _open_sockets(os.environ.get("CATDOG_LISTENER"))
-    workers = Workers(int(os.environ.get("CATDOG_WORKERS", "0")) or _available_cores(), sockets)
-    try:
-        while not signals:
-            if not workers.supervise():
-                return 1
-            if listener and _has_disconnected(listener):
-                print("the listener is gone: exiting, to be restarted and connect to its successor", flush=True)
-                return 1
-            time.sleep(0.1)
-        return 0
-    finally:
-        workers.stop()
-
-
-def _available_cores() -> int:
-    from .cpu import available_cores  # type: ignore[import-not-found, unused-ignore]  # only images have this file
-
-    return int(available_cores())
+    with metrics.shared_between_workers():
+        workers = Workers(int(os.environ.get("CATDOG_WORKERS", "0")) or available_cores(), sockets)
+        try:
+            while not signals:
+                if not workers.supervise():
+                    return 1
+                if listener and _has_disconnected(listener):
+                    print("the listener is gone: exiting, to be restarted and connect to its successor", flush=True)
+                    return 1
+                time.sleep(0.1)
+            return 0
+        finally:
+            workers.stop()
 
 
 def _open_sockets(listener: str | None) -> tuple[socket.socket | None, list[socket.socket]]:
     """The listener's socket and a local one for the HEALTHCHECK; without a listener, one socket for everything."""
     if not listener:
-        return None, [_bound_socket("0.0.0.0")]  # noqa: S104  # the container's own network
+        return None, [_bound_socket(*listen_address(os.environ))]
     connection = _connect(Path(listener))
     _, descriptors, _, _ = socket.recv_fds(connection, 1, 1)
     connection.setblocking(False)
-    return connection, [socket.socket(fileno=descriptors[0]), _bound_socket("127.0.0.1")]
+    return connection, [socket.socket(fileno=descriptors[0]), _bound_socket("127.0.0.1", PORT)]
 
 
-def _bound_socket(host: str) -> socket.socket:
+def _bound_socket(host: str, port: int) -> socket.socket:
     """A socket on which the workers listen once they are ready; until then connections are refused, not kept waiting."""
     bound = socket.socket()
     bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    bound.bind((host, PORT))
+    bound.bind((host, port))
     return bound
 
 

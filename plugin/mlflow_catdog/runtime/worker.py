@@ -11,7 +11,9 @@ import time
 import uvicorn
 
 from . import MODEL, STARTUP_FAILED, internals
-from .app import ScoringApp
+from .app import ServingApp
+from .protocol import BoundedProtocol
+from .settings import available_cores
 
 _DRAIN_S = 2.0  # for clients that keep a connection open and are about to send their next request
 
@@ -23,7 +25,7 @@ class DrainingServer(uvicorn.Server):
         """Start nothing yet.
 
         Args:
-            config: Its application is a `ScoringApp`.
+            config: Its application is a `ServingApp`.
             drain_delay_s: How long to go on accepting connections once it drains.
         """
         super().__init__(config)
@@ -31,8 +33,8 @@ class DrainingServer(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Drain: a load balancer notices first; then accept no new connections, end the others after their next response."""
-        assert isinstance(self.config.app, ScoringApp)
-        self.config.app.draining = True
+        assert isinstance(self.config.app, ServingApp)
+        self.config.app.drain()
         await asyncio.sleep(self._drain_delay_s)
         internals.stop_accepting(self, sockets or [])
         deadline = time.monotonic() + _DRAIN_S
@@ -57,9 +59,10 @@ def main(listeners: list[int], ready: int, go: int) -> int:
         os.write(ready, b".")
         os.read(go, 1)
 
-    app = ScoringApp(MODEL, float(os.environ.get("CATDOG_MAX_BODY_MB", "100")), report)
+    app = ServingApp(MODEL, available_cores(), report)
     drain_delay_s = float(os.environ.get("CATDOG_DRAIN_DELAY_S", "0"))
-    server = DrainingServer(uvicorn.Config(app, lifespan="on", access_log=False), drain_delay_s)
+    config = uvicorn.Config(app, http=BoundedProtocol, ws="none", lifespan="on", access_log=False, server_header=False)
+    server = DrainingServer(config, drain_delay_s)
     server.run([socket.socket(fileno=listener) for listener in listeners])
     return 0 if server.started else STARTUP_FAILED
 
