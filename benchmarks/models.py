@@ -18,14 +18,16 @@ REPOSITORY = Path(__file__).parent.parent
 
 
 def environment(model: Path) -> Path:
-    """The Python of an environment with the model's requirements.txt and nothing else, as MLflow would build it."""
-    folder, wanted = REPOSITORY / ".venv-served", (model / "requirements.txt").read_text()
+    """The Python of an environment with the requirements of the model and of a deployment's server, and nothing else."""
+    files = (model / "requirements.txt", REPOSITORY / "plugin" / "mlflow_catdog" / "runtime" / "requirements.txt")
+    folder, wanted = REPOSITORY / ".venv-served", "".join(file.read_text() for file in files)
     stamp = folder / "requirements.txt"
     if not stamp.exists() or stamp.read_text() != wanted:
         print(f"installing the model's requirements into {folder.name}", flush=True)
         subprocess.run([sys.executable, "-m", "venv", "--clear", folder], check=True)
         python = str(folder / "bin" / "python")
-        subprocess.run([python, "-m", "pip", "install", "-q", "-r", str(model / "requirements.txt")], check=True)
+        words = [word for file in files for word in ("-r", str(file))]
+        subprocess.run([python, "-m", "pip", "install", "-q", *words], check=True)
         stamp.write_text(wanted)
     return folder / "bin" / "python"
 

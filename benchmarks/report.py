@@ -62,12 +62,14 @@ def ratios(rows: Sequence[Row]) -> dict[str, Any]:
 
 def table(rows: Sequence[Row]) -> str:
     """All rows as a Markdown table."""
-    head = ["server", "workers", "images", "clients", "images/s", "p50 ms", "p99 ms"]
+    head = ["server", "workers", "images", "clients", "images/s", "of the bound", "p50 ms", "p99 ms"]
+    bounds = {(row.size, row.clients): row.images_per_s for row in rows if row.server == "upper bound"}
     cells = [[*head, "start s", "MB per worker", "same label", "errors"]]
     for row in rows:
         start = "" if row.start_s is None else f"{row.start_s:.1f}"
         memory = "" if row.memory_mb is None else f"{row.memory_mb:.0f}"
-        speed = [f"{value:.1f}" for value in (row.images_per_s, row.p50_ms, row.p99_ms)]
+        fraction = f"{row.images_per_s / bounds[row.size, row.clients]:.2f}"
+        speed = [f"{row.images_per_s:.1f}", fraction, f"{row.p50_ms:.1f}", f"{row.p99_ms:.1f}"]
         named = [row.server, str(row.workers), row.size, str(row.clients)]
         cells.append([*named, *speed, start, memory, row.same_labels, str(row.errors)])
     return markdown_table(cells)

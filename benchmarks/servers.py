@@ -24,7 +24,6 @@ from catdog_pyfunc.pipeline.processes import free_port
 PEERS = Path(__file__).parent / "peers"
 PEERS_PYTHON = PEERS.parent.parent / ".venv-peers" / "bin" / "python"
 START_TIMEOUT_S = 120
-_BOUNDARY = "catdog-boundary"
 
 
 @dataclass(frozen=True)
@@ -35,9 +34,8 @@ class RequestFormat:
     content_type: str
 
     def body(self, image: bytes) -> bytes:
-        if self.content_type.startswith("multipart"):
-            head = f'--{_BOUNDARY}\r\nContent-Disposition: form-data; name="image"; filename="photo.jpg"\r\n'
-            return f"{head}Content-Type: image/jpeg\r\n\r\n".encode() + image + f"\r\n--{_BOUNDARY}--\r\n".encode()
+        if self.content_type.startswith("image/"):
+            return image
         if "parquet" in self.content_type:
             buffer = io.BytesIO()
             pd.DataFrame({"image": [image]}).to_parquet(buffer)
@@ -50,7 +48,8 @@ class RequestFormat:
 MLFLOW = RequestFormat("/invocations", "application/json")
 PARQUET = RequestFormat("/invocations", "application/vnd.apache.parquet")
 LITSERVE = RequestFormat("/predict", "application/json")
-BENTOML = RequestFormat("/classify", f"multipart/form-data; boundary={_BOUNDARY}")
+BENTOML = RequestFormat("/classify", "image/jpeg")
+RAW = RequestFormat("/predict", "image/jpeg")
 
 
 @dataclass(frozen=True)
@@ -59,10 +58,11 @@ class Server:
 
     Attributes:
         name: Its name in the table.
-        command: The command that starts it; `{port}` is filled in.
+        command: The command that starts it; `{port}` is filled in, as in `environment`.
         request_format: The format of its requests.
         workers: Number of worker processes.
         environment: Environment variables to add.
+        folder: Where it runs.
     """
 
     name: str
@@ -70,6 +70,7 @@ class Server:
     request_format: RequestFormat
     workers: int
     environment: Mapping[str, str] = field(default_factory=dict)
+    folder: Path = PEERS
 
 
 @dataclass(frozen=True)
@@ -92,6 +93,17 @@ def mlflow_serve(
     """`mlflow models serve`, run by the given Python."""
     command = [str(python), "-m", "mlflow", "models", "serve", "-m", str(model), "-p", "{port}", "-h", "127.0.0.1"]
     return Server(name, [*command, "-w", str(workers), "--env-manager", "local"], request_format, workers, environment)
+
+
+def catdog_server(name: str, python: Path, context: Path, workers: int) -> Server:
+    """The server of a deployment, without its container, in a folder that `build.write_context` has filled."""
+    environment = {"CATDOG_LISTEN": "127.0.0.1:{port}", "CATDOG_WORKERS": str(workers)}
+    return Server(name, [str(python), "-m", "runtime.supervisor"], RAW, workers, environment, context)
+
+
+def ray_serve(name: str, python: Path, graph: Path, workers: int) -> Server:
+    """Ray Serve, in the peers' environment."""
+    return Server(name, [str(python), str(PEERS / "ray_app.py"), str(graph), "{port}", str(workers)], RAW, workers)
 
 
 def litserve(name: str, python: Path, baseline: str, path: Path, workers: int) -> Server:
@@ -121,9 +133,12 @@ def running(server: Server, image: bytes, log: Path) -> Iterator[Running]:
     with log.open("w") as stream:
         # PATH: `mlflow models serve --env-manager local` looks for uvicorn there.
         path = f"{Path(server.command[0]).parent}{os.pathsep}{os.environ['PATH']}"
-        environment = {**os.environ, "PATH": path, "MLFLOW_DISABLE_TELEMETRY": "true", **server.environment}
+        added = {name: value.replace("{port}", str(port)) for name, value in server.environment.items()}
+        environment = {**os.environ, "PATH": path, "MLFLOW_DISABLE_TELEMETRY": "true", **added}
         started = time.monotonic()
-        process = subprocess.Popen(command, cwd=PEERS, env=environment, stdout=stream, stderr=stream, start_new_session=True)
+        process = subprocess.Popen(
+            command, cwd=server.folder, env=environment, stdout=stream, stderr=stream, start_new_session=True
+        )
     url = f"http://127.0.0.1:{port}"
     try:
         while predict(url, server.request_format, image) is None:

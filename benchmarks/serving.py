@@ -24,6 +24,7 @@ import models
 import numpy as np
 import servers
 from images import draw_images, make_images
+from mlflow_catdog.deployments import build
 from report import Row, machine, ratios, table
 from servers import PEERS_PYTHON, Server
 
@@ -133,7 +134,9 @@ def _plan(model: Path, scratch: Path, only: str | None) -> list[Server]:
     empty, baseline = models.peers(model, weights, scratch)
     served = models.environment(model)
     plan = []
+    build.write_context(model, scratch / "context")
     for workers in (1, 2):
+        plan.append(servers.catdog_server("catdog server", served, scratch / "context", workers))
         plan.append(servers.mlflow_serve("mlflow overhead", served, empty, workers))
         plan.append(servers.mlflow_serve("catdog", served, model, workers))
         plan.append(servers.mlflow_serve("torch pyfunc", PEERS_PYTHON, baseline, workers))
@@ -142,6 +145,7 @@ def _plan(model: Path, scratch: Path, only: str | None) -> list[Server]:
     for name, module, path in (("eager torch", "torch_baseline", weights), ("ONNX", "onnx_baseline", graph)):
         plan.append(servers.litserve(f"LitServe, {name}", PEERS_PYTHON, module, path, 2))
         plan.append(servers.bentoml(f"BentoML, {name}", PEERS_PYTHON, module, path, 2, scratch / "bentoml"))
+    plan.append(servers.ray_serve("Ray Serve, ONNX", PEERS_PYTHON, graph, 2))
     named = {f"{server.name} {server.workers}": server for server in plan}
     selected = only.split(";") if only else list(named)
     if unknown := set(selected) - set(named):

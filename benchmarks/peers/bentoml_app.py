@@ -14,5 +14,5 @@ class Classifier:
         self.model = self.baseline.load(os.environ["BENCH_PATH"])
 
     @bentoml.api
-    def classify(self, image: Image) -> dict:
+    def classify(self, image: Image, /) -> dict:  # the whole body is the image
         return self.baseline.predict(self.model, image)
