@@ -33,7 +33,7 @@ check: $(INSTALLED)  ## check formatting, lint, types and import contracts
 	lint-imports
 
 docs: $(INSTALLED)  ## build the documentation into site/; a broken link fails
-	NO_MKDOCS_2_WARNING=1 mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 mkdocs build --strict
 
 mutants: $(INSTALLED)  ## list small changes to the code that no quick test notices; ARGS="catdog_pyfunc.classifier*"
 	mutmut run $(ARGS)

@@ -23,7 +23,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(folder)
 
 
-USE_PROJECT = {f"test_{name}" for name in ("evaluator", "fuzz", "requests", "run_local", "scoring", "serving", "workflow")}
+_SERVERS = {f"server_{name}" for name in ("attacks", "clients", "environment", "fuzz", "kills", "operations")}
+_OTHERS = {"evaluator", "fuzz", "kserve", "requests", "run_local", "scoring", "serving", "workflow"}
+USE_PROJECT = {f"test_{name}" for name in _SERVERS | _OTHERS}
 
 
 class Scheduling(LoadScopeScheduling):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
 import subprocess
@@ -11,15 +12,19 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import mlflow
+import psutil
 import pytest
 import requests
 
 from catdog_pyfunc.pipeline.processes import free_port
+from tests.waiting import await_condition
 
 REPOSITORY = Path(__file__).parent.parent
 MODEL = "CatDogClassifier"
+URI = f"models:/{MODEL}@production"
 START_TIMEOUT_S = 600  # with an environment to build
 
 
@@ -68,7 +73,7 @@ def make_project(folder: Path) -> Project:
 @contextlib.contextmanager
 def running(
     command: list[str], ping: str, log: Path, *, cwd: Path, env: Mapping[str, str] | None = None, timeout_s: int = 120
-) -> Iterator[None]:
+) -> Iterator[subprocess.Popen[bytes]]:
     """A server that answers `ping` with 200 by now; stopped by its process group in the end."""
     env = {**(env or os.environ), "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}  # eight processes that no test needs
     with log.open("w") as stream:
@@ -84,7 +89,7 @@ def running(
                 said = f"{' '.join(command)} {'ended' if gone else f'was not up within {timeout_s} s'}"
                 pytest.fail(f"{said}; its log ends:\n{log.read_text()[-3000:]}")
             time.sleep(0.2)
-        yield
+        yield server
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(server.pid, signal.SIGTERM)
@@ -102,3 +107,45 @@ def serving(project: Project, *options: str, cwd: Path) -> Iterator[str]:
     command = ["mlflow", "models", "serve", "-m", f"models:/{MODEL}@production", "-p", address.rsplit(":", 1)[1], *options]
     with running(command, f"{address}/ping", log, cwd=cwd, env=project.environment, timeout_s=START_TIMEOUT_S):
         yield address
+
+
+@dataclass(frozen=True)
+class Deployment:
+    """A server that `mlflow deployments run-local` started."""
+
+    address: str
+    log: Path
+    command: subprocess.Popen[bytes]
+
+    def processes(self) -> list[psutil.Process]:
+        """The command, the supervisor and its workers."""
+        command = psutil.Process(self.command.pid)
+        return [command, *command.children(recursive=True)]
+
+    def workers(self) -> set[int]:
+        """Their process ids."""
+        return {process.pid for process in self.processes() if "runtime.worker" in words_of(process)}
+
+    def requests(self) -> list[dict[str, Any]]:
+        """The log's lines about requests."""
+        return [json.loads(line) for line in self.log.read_text().splitlines() if line.startswith("{")]
+
+
+def words_of(process: psutil.Process) -> list[str]:
+    """A process's command line; none if it has ended."""
+    try:
+        return process.cmdline()
+    except psutil.Error:
+        return []
+
+
+@contextlib.contextmanager
+def run_local(project: Project, log: Path, *words: str, **environment: str) -> Iterator[Deployment]:
+    """`mlflow deployments run-local -t catdog` on a free port, once it has announced its server."""
+    port = free_port()
+    address = f"http://127.0.0.1:{port}"
+    command = ["mlflow", "deployments", "run-local", "-t", "catdog", "--name", "here", "-C", f"port={port}", *words]
+    env = {**project.environment, **environment}
+    with running(command, f"{address}/ping", log, cwd=log.parent, env=env) as server:
+        await_condition(lambda: f" serves at {address}; " in log.read_text())
+        yield Deployment(address, log, server)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import queue
 import re
+import socket
 import subprocess
 import threading
 import time
@@ -13,7 +14,15 @@ from pathlib import Path
 
 import requests
 
+from tests.waiting import await_condition
+
 TIMEOUT_S = 600
+
+
+def is_free(port: int) -> bool:
+    """Whether nobody listens on a port of 127.0.0.1."""
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) != 0
 
 
 class Shell:
@@ -45,9 +54,11 @@ class Shell:
     def serve(self, command: str) -> None:
         """Start a server in place of the last one and wait until it is healthy."""
         self.stop_server()
+        given = re.search(r"(?:-p|--port) (\d+)", command)
+        port = int(given[1]) if given else 5001
+        await_condition(lambda: is_free(port))  # the last one's workers may end after it, and would answer for this one
         output, _ = self._execute(f"setsid {command} >server.log 2>&1 </dev/null & echo $!")
         self._server = int(output.split()[-1])
-        port = re.search(r"(?:-p|--port) (\d+)", command)[1]  # type: ignore[index]
         deadline = time.monotonic() + TIMEOUT_S
         while time.monotonic() < deadline:
             with contextlib.suppress(requests.RequestException):

@@ -1,4 +1,4 @@
-"""MLflow's own UI in headless Chromium, over a project of two trainings that differ in their learning rate.
+"""MLflow's own UI, and a deployment's page, in headless Chromium, over two trainings that differ in their learning rate.
 
 CATDOG_CHROMIUM names the Chromium binary (Debian's is /usr/bin/chromium); without it these tests skip.
 CATDOG_SCREENSHOTS names a folder for what the tests saw; without it pytest's own temporary folder takes it.
@@ -10,6 +10,7 @@ The screenshots in docs/ are made by
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from mlflow.entities import Run
+from PIL import Image, ImageDraw
 
 from tests.project import Project, free_port, make_project, running
 
@@ -35,6 +37,10 @@ FLAGS = [
     "--disable-component-update",
     "--disable-sync",
 ]
+SIZES: dict[str, dict[str, object]] = {
+    "wide": {"viewport": {"width": 1280, "height": 800}},
+    "phone": {"viewport": {"width": 360, "height": 740}, "is_mobile": True, "has_touch": True},
+}
 # What the browser of somebody who has been here before keeps: the view for trained models, greetings closed.
 BEEN_HERE = {
     "mlflow.workflowType_v1": '"machine_learning"',
@@ -134,6 +140,42 @@ def ui(trained: Trained) -> Iterator[str]:
         command, f"http://127.0.0.1:{port}/health", project.folder / "ui.log", cwd=project.folder, env=project.environment
     ):
         yield f"http://127.0.0.1:{port}"
+
+
+@contextlib.contextmanager
+def served(trained: Trained, *options: str) -> Iterator[str]:
+    """The address of `run-local` with the model in production."""
+    project, port = trained.project, free_port()
+    given = [word for option in (f"port={port}", "workers=1", *options) for word in ("-C", option)]
+    command = ["mlflow", "deployments", "run-local", "-t", "catdog", "--name", "here", "-m"]
+    command += ["models:/CatDogClassifier@production", *given]
+    log = project.folder / f"run-local-{port}.log"
+    with running(command, f"http://127.0.0.1:{port}/ping", log, cwd=project.folder, env=project.environment):
+        yield f"http://127.0.0.1:{port}"
+
+
+@pytest.fixture(scope="session")
+def server(trained: Trained) -> Iterator[str]:
+    """The address of a server without a key."""
+    with served(trained) as address:
+        yield address
+
+
+def images_of(trained: Trained, number: int) -> list[Path]:
+    """Drawn images that the model has not seen: a cat, a dog, a cat …"""
+    by_label = [sorted((trained.project.folder / "pets" / "test" / label).iterdir()) for label in ("cat", "dog")]
+    return [by_label[index % 2][index // 2] for index in range(number)]
+
+
+def target() -> bytes:
+    """Rings, which are unlike all that the model was trained on."""
+    image = Image.new("RGB", (160, 160), "white")
+    for radius in range(75, 0, -15):
+        circle = (80 - radius, 80 - radius, 80 + radius, 80 + radius)
+        ImageDraw.Draw(image).ellipse(circle, fill="black" if radius % 30 else "white")
+    stream = io.BytesIO()
+    image.save(stream, "PNG")
+    return stream.getvalue()
 
 
 @pytest.fixture(scope="package")

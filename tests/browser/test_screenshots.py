@@ -1,4 +1,4 @@
-"""The four screenshots in docs/: how they are made, and that they stay small (see conftest.py)."""
+"""The screenshots in docs/: how they are made, and that they stay small (see conftest.py)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 from PIL import Image
 
-from tests.browser.conftest import BEEN_HERE, Trained, Window, opened
+from tests.browser.conftest import BEEN_HERE, Trained, Window, images_of, opened, target
 
 expect = pytest.importorskip(
     "playwright.sync_api",
@@ -31,14 +31,20 @@ def wide_window(browser: Browser, ui: str, screenshots: Path) -> Iterator[Window
 
 
 def keep(window: Window, name: str, height: int) -> None:
-    """Save a screenshot of the page's upper part in 128 colours."""
+    """Save a screenshot of the upper part of MLflow's UI."""
     page = window.page
     page.get_by_role("button", name="Toggle sidebar").click()
     page.get_by_role("button", name="MLflow Assistant").evaluate("button => { button.style.visibility = 'hidden' }")
+    save(window, name, height)
+
+
+def save(window: Window, name: str, height: int) -> None:
+    """Save a screenshot of the page's upper part in 128 colours."""
+    page = window.page
     page.mouse.move(0, SIZE["height"] - 1)
     page.evaluate("document.activeElement.blur()")
     page.wait_for_function(
-        "document.getAnimations().every("
+        "() => document.getAnimations().every("
         "one => one.playState !== 'running' || one.effect.getTiming().iterations === Infinity)"
     )
     path = window.screenshots / f"{name}.png"
@@ -80,3 +86,18 @@ def test_the_screenshot_of_a_version(wide_window: Window, trained: Trained):
     expect(page.get_by_role("status", name="production", exact=True)).to_be_visible()
     expect(page.get_by_role("button", name="Description")).to_be_visible()
     keep(wide_window, "ui-version", 800)
+
+
+def test_the_screenshot_of_a_deployments_page(browser: Browser, server: str, screenshots: Path, trained: Trained):
+    with opened(browser, server, screenshots, {}, viewport=SIZE) as window:
+        page = window.page
+        page.goto(server)
+        files = [(file.name, file.read_bytes()) for file in images_of(trained, 2)]
+        files += [("target.png", target()), ("broken.jpg", b"this is no image")]
+        payloads = [{"name": name, "mimeType": "image/jpeg", "buffer": content} for name, content in files]
+        page.get_by_label("Choose images").set_input_files(payloads)  # type: ignore[arg-type]
+        expect(page.get_by_role("status")).to_have_text("4 of 4 done")
+        page.get_by_role("switch").check()
+        expect(page.get_by_role("img", name="Heat map")).to_have_count(3)
+        expect(page.get_by_role("status")).to_have_text("3 of 3 done")
+        save(window, "ui-page", 800)

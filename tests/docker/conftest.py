@@ -185,7 +185,7 @@ def live(target: Target, drawn: Path) -> Live:
     started = time.monotonic()
     done = target.call("create", "--name", live.name, "-m", URI, "-C", f"port={live.port}")
     assert done.returncode == 0, done.stdout + done.stderr
-    assert f"{live.name}: models:/{MODEL}/2 serves at {live.address}/invocations" in done.stderr
+    assert f"{live.name}: models:/{MODEL}/2 serves at {live.address}; smoke test: " in done.stderr
     print(f"\ncreated in {time.monotonic() - started:.0f} s")
     return live
 

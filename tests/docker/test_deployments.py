@@ -102,6 +102,48 @@ def test_the_image_runs_alone_with_one_worker_per_core_of_its_quota(
         container.remove(force=True)
 
 
+def test_the_image_runs_as_sagemaker_starts_it(docker_client: DockerClient, live: Live, expected: dict):
+    port = free_port()
+    ports = {"8080/tcp": ("127.0.0.1", port)}
+    container = docker_client.containers.run(f"catdog-deployment:{live.name}", "serve", detach=True, ports=ports)
+    try:
+        assert container.exec_run(["python", "-m", "runtime.healthcheck", "ping", "60"]).exit_code == 0
+        address, jpeg = f"http://127.0.0.1:{port}", {"Content-Type": "image/jpeg"}
+        assert requests.get(f"{address}/ping", timeout=20).status_code == 200
+        answer = requests.post(f"{address}/invocations", data=live.image, headers=jpeg, timeout=60).json()
+        assert_same(answer["predictions"][0], expected)
+        container.stop(timeout=30)
+        container.reload()
+        assert container.attrs["State"]["ExitCode"] == 0
+    finally:
+        container.remove(force=True)
+
+
+def test_keys_are_asked_for_and_docker_inspect_does_not_show_them(
+    deployments: BaseDeploymentClient, docker_client: DockerClient, live: Live, expected: dict, tmp_path: Path
+):
+    old, new = "an-old-key-0123456789", "a-new-key-0123456789"
+    keys = tmp_path / "keys"
+    keys.write_text(f"{old}\n{new}\n")
+    keys.chmod(0o644)
+    deployments.update_deployment(live.name, config={"api_keys_file": str(keys)})
+    for given, status in ((None, 401), ("a-wrong-key-0123456789", 401), (old, 200), (new, 200)):
+        headers = {"Authorization": f"Bearer {given}"} if given else {}
+        assert (
+            requests.post(f"{live.address}/invocations", json=live.body, headers=headers, timeout=60).status_code == status
+        )
+    (row,) = deployments.predict(live.name, [{"image": live.image}])["predictions"]
+    assert_same(row, expected)
+    shown = json.dumps(docker_client.api.inspect_container(f"catdog-{live.name}"))
+    assert old not in shown
+    assert new not in shown
+    keys.write_text(f"{new}\n")
+    deployments.update_deployment(live.name)
+    assert requests.post(f"{live.address}/predict", live.image, headers={"X-API-Key": old}, timeout=60).status_code == 401
+    assert requests.post(f"{live.address}/predict", live.image, headers={"X-API-Key": new}, timeout=60).status_code == 200
+    deployments.update_deployment(live.name, config={"api_keys_file": ""})
+
+
 def test_explain_gives_heatmaps(target: Target, deployments: BaseDeploymentClient, live: Live, tmp_path: Path):
     (tmp_path / "images.json").write_text(json.dumps([live.record]))
     done = target.call("explain", "--name", live.name, "-I", str(tmp_path / "images.json"))
@@ -127,7 +169,7 @@ def test_bodies_have_a_limit(deployments: BaseDeploymentClient, live: Live):
     chunks = (bytes(1000) for _ in range(2000))
     for body in (bytes(2 * 1024**2), chunks):
         response = requests.post(f"{live.address}/invocations", data=body, timeout=60)
-        assert (response.status_code, response.json()["message"]) == (413, "the request body is larger than 1 MiB")
+        assert (response.status_code, response.json()) == (413, {"error": "the request body is larger than 1 MiB"})
     assert requests.post(f"{live.address}/invocations", json=live.body, timeout=60).ok
 
 

@@ -25,7 +25,7 @@ from tests.shell import Shell
 
 IMAGES_PER_CLASS = {"train": 120, "val": 40, "test": 60}
 DOCKER_PAGES = ("containers.md", "deployments.md", "team-server.md")
-SERVERS = ("mlflow ui", "mlflow models serve")
+SERVERS = ("mlflow ui", "mlflow models serve", "mlflow deployments run-local")
 _ROW = r'"label": ?"(cat|dog)".*"error": ?null'
 # Part of a command → what its output contains (a regular expression).
 EXPECTED = {
@@ -36,12 +36,17 @@ EXPECTED = {
     "-e rollback": r"models:/CatDogClassifier@production is version 2 again \(it was 3\)",
     "-e history  ": r"rolled back +production +3 +2 .* wrong on kittens",
     "output=json": r'"reason": "wrong on kittens"',
-    "curl -s -H": _ROW,
+    "curl -s -H 'Content-Type": _ROW,
+    "--data-binary @photo.jpg http://127.0.0.1:5001/predict": r'"label":"(cat|dog)".*"error":null',
+    "-F files=@photo.jpg": r'("label":"(cat|dog)".*){2}',
+    "-s -D -": "x-request-id: order-4711",
+    "curl -s http://127.0.0.1:5001/metrics": r'catdog_model_info{name="CatDogClassifier",version="\d+"} 1.0',
+    "v2/models/CatDogClassifier": r'"inputs":\[{"name":"image","datatype":"BYTES"',
     "catdog history": "wrong on kittens",
     "catdog predict": r"Predicted class: (cat|dog), Confidence: [01]\.\d{4}",
     "models predict": _ROW,
     "build-docker": "Successfully built|naming to",
-    "deployments create": r"live: models:/CatDogClassifier/\d+ serves at http://127.0.0.1:5001/invocations",
+    "deployments create": r"live: models:/CatDogClassifier/\d+ serves at http://127.0.0.1:5001;",
     "deployments predict": _ROW,
     "-C workers=1": "Deployment live is updated",
     "deployments list": "'name': 'live'",

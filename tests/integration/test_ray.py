@@ -119,7 +119,7 @@ def test_serve_run_serves_the_version_that_an_alias_pointed_to(
         ray.await_running(1, "default", without=[replica["pid"]])
         assert served_confidence(ray, request_body) == pytest.approx(first, abs=1e-5)
         large = requests.post(f"{ray.address}/invocations", data=bytes(2**20), timeout=30)
-        assert (large.status_code, large.json()["message"]) == (413, "the request body is larger than 0.5 MiB")
+        assert (large.status_code, large.json()["error"]) == (413, "the request body is larger than 0.5 MiB")
         broken = requests.post(
             f"{ray.address}/invocations", data="{", headers={"Content-Type": "application/json"}, timeout=30
         )

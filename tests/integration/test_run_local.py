@@ -15,11 +15,10 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.project import MODEL, REPOSITORY, Project, free_port, make_project
+from tests.project import MODEL, REPOSITORY, URI, Project, free_port, make_project
 from tests.request_formats import post
 from tests.third_party_models import save
 
-URI = f"models:/{MODEL}@production"
 MARK = f"CATDOG_TEST_{os.getpid()}"
 HURRY = ["-C", "ready_timeout_s=15"]
 
@@ -53,11 +52,12 @@ def await_line(process: subprocess.Popen[bytes], log: Path, line: str) -> None:
 def test_it_serves_until_it_is_stopped(number: int, project: Project, drawn: Path, tmp_path: Path):
     port, log = free_port(), tmp_path / "log"
     with run_local(project, log, "-m", URI, "-C", f"port={port}", "-C", "workers=2") as process:
-        await_line(process, log, f"here: models:/{MODEL}/2 serves at http://127.0.0.1:{port}/invocations; smoke test: {{")
+        await_line(process, log, f"here: models:/{MODEL}/2 serves at http://127.0.0.1:{port}; smoke test: {{")
         image = base64.b64encode((drawn / "test" / "cat" / "cat-0001.jpg").read_bytes()).decode()
         assert post(f"http://127.0.0.1:{port}", {"inputs": [image]})[0]["error"] is None
         processes = psutil.Process(process.pid).children(recursive=True)
-        assert len(processes) >= 3  # MLflow's command, uvicorn, two workers
+        modules = [next(word for word in each.cmdline() if word.startswith("runtime.")) for each in processes]
+        assert sorted(modules) == ["runtime.supervisor", "runtime.worker", "runtime.worker"]
         process.send_signal(number)
         assert process.wait(timeout=60) == 0
         assert not psutil.wait_procs(processes, timeout=10)[1]
@@ -110,3 +110,14 @@ def test_a_taken_port_is_refused(tmp_path: Path):
             assert process.wait(timeout=60) == 1, log.read_text()
     assert "Address already in use" in (output := log.read_text())
     assert "choose another with -C port=" in output
+
+
+def test_an_address_for_other_machines_wants_a_key(tmp_path: Path):
+    project, log, port = make_project(tmp_path / "project"), tmp_path / "log", free_port()
+    marked = Project(project.folder, {**project.environment, MARK: "1"})
+    with run_local(marked, log, "-m", URI, "-C", "host=0.0.0.0", "-C", f"port={port}") as process:
+        assert process.wait(timeout=60) == 1, log.read_text()
+        assert not marked_processes()
+    assert log.read_text().splitlines()[-1].startswith("Error: host 0.0.0.0 lets other machines connect, and no key")
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(("127.0.0.1", port))

@@ -54,6 +54,14 @@ def test_pyproject_python_env_and_conda_require_the_same_packages():
     assert f"python{python}" in conda
 
 
+def test_the_server_requires_the_same_packages_in_an_image_and_with_the_plugin():
+    plugin = tomllib.loads((REPOSITORY / "plugin" / "pyproject.toml").read_text())["project"]["dependencies"]
+    lines = (REPOSITORY / "plugin" / "mlflow_catdog" / "runtime" / "requirements.txt").read_text().splitlines()
+    server = [line for line in lines if line and not line.startswith("#")]
+    assert named(server)
+    assert named(server) <= named(plugin)
+
+
 def test_every_constraint_is_in_the_published_range():
     requirement = pytest.importorskip("packaging.requirements").Requirement
     pins = dict(re.findall(r"^([\w-]+)==(\S+)", (REPOSITORY / "constraints.txt").read_text(), re.MULTILINE))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -71,13 +73,38 @@ def test_a_failed_build_removes_its_own_layers_newest_first(failure: Exception |
         assert "Successfully installed mlflow" in str(raised.value)
 
 
-def test_the_build_installs_what_the_model_pins_and_nothing_else(model: Path, tmp_path: Path):
+def test_the_build_installs_what_the_model_pins_and_what_the_server_needs(model: Path, tmp_path: Path):
     (model / "constraints.txt").write_text("anyio<5\n")
     build.write_context(model, tmp_path)
     assert (tmp_path / "requirements" / "requirements.txt").read_text() == (model / "requirements.txt").read_text()
     assert (tmp_path / "requirements" / "constraints.txt").read_text() == "anyio<5\n"
-    installs = [line for line in (tmp_path / "Dockerfile").read_text().splitlines() if "pip install" in line]
-    assert [line.split(" -r ")[1] for line in installs] == ["requirements/requirements.txt \\"]
+    runtime = Path(build.__file__).parents[1] / "runtime" / "requirements.txt"
+    assert (tmp_path / "requirements" / "runtime.txt").read_text() == runtime.read_text()
+    (installs,) = re.findall(r"pip install(?:\\\n|.)+", (tmp_path / "Dockerfile").read_text())
+    assert re.findall(r"-r (\S+)", installs.split("&&")[0]) == ["requirements/requirements.txt", "requirements/runtime.txt"]
+
+
+@pytest.mark.parametrize(
+    ("uri", "name", "version"),
+    [
+        ("models:/cats/3", "cats", "3"),
+        ("models:/cats@production", "model", ""),
+        ("runs:/0123456789abcdef/model", "model", ""),
+        ("models:/m-0123456789abcdef", "model", ""),
+        ("", "model", ""),
+    ],
+)
+def test_a_registered_model_is_served_under_its_name(uri: str, name: str, version: str, model: Path, tmp_path: Path):
+    build.write_context(model, tmp_path, uri)
+    served = json.loads((tmp_path / "served.json").read_text())
+    assert served == {"image_column": "photo", "name": name, "version": version}
+
+
+def test_the_context_holds_all_that_the_server_reads_and_no_listener(model: Path, tmp_path: Path):
+    build.write_context(model, tmp_path)
+    copied = {str(path.relative_to(tmp_path / "runtime")) for path in (tmp_path / "runtime").rglob("*") if path.is_file()}
+    assert {"page.html", "routes/predict.py", "cpu.py"} <= copied
+    assert not {"listener.py", "requirements.txt", "Dockerfile"} & copied
 
 
 def test_the_image_counts_cores_by_this_projects_one_definition(model: Path, tmp_path: Path):

@@ -8,6 +8,10 @@ from pathlib import Path
 
 import pytest
 from mlflow_catdog.deployments.options import Options
+from mlflow_catdog.runtime.metrics import Metrics
+from mlflow_catdog.runtime.routes.predict import REFUSALS
+from mlflow_catdog.runtime.settings import Settings
+from prometheus_client.parser import text_string_to_metric_families
 
 from catdog_pyfunc.pipeline.evaluation.runs import EvaluationConfig
 from catdog_pyfunc.pipeline.registry.gate import Thresholds
@@ -40,7 +44,7 @@ def shown(default: object) -> str:
         ("scoring.md", defaults(ScoringConfig)),
         ("registry-and-gate.md", defaults(Promotion)),
         ("registry-and-gate.md", defaults(Thresholds)),
-        ("deployments.md", defaults(Options)),
+        ("operations.md", defaults(Options)),
         ("serving.md", {name: shown(value) for name, value in DEFAULT_MODEL_CONFIG.items()}),
     ],
     ids=["training", "evaluation", "scoring", "promotion", "gate", "deployment", "model_config"],
@@ -48,6 +52,52 @@ def shown(default: object) -> str:
 def test_a_table_of_the_docs_has_every_parameter_and_default(page: str, expected: dict[str, str]):
     written = [{row[0]: row[1] for row in table[1:]} for table in tables(page)]
     assert expected in written
+
+
+def first_cells(page: str) -> str:
+    """The first column of all tables of a page."""
+    return "\n".join(row[0] for table in tables(page) for row in table[1:])
+
+
+def server_source() -> str:
+    return "".join(file.read_text() for file in (REPOSITORY / "plugin" / "mlflow_catdog" / "runtime").rglob("*.py"))
+
+
+def test_the_operations_page_has_every_variable_of_the_server():
+    variables = set(re.findall(r'"((?:AIP|CATDOG|MLFLOW|OTEL|PROMETHEUS)_[A-Z_]+)"', server_source()))
+    written = set(re.findall(r"`([A-Z_]+)`", (REPOSITORY / "docs" / "operations.md").read_text()))
+    assert variables - written == set()
+
+
+def test_the_operations_page_has_every_default_of_the_server():
+    variables = {
+        "CATDOG_MAX_BODY_MB": Settings.max_body_mb,
+        "CATDOG_MAX_FILES": Settings.max_files,
+        "CATDOG_MAX_QUEUE": Settings.max_queue,
+        "MLFLOW_SCORING_SERVER_REQUEST_TIMEOUT": Settings.request_timeout_s,
+    }
+    written = {row[0]: row[2] for table in tables("operations.md") for row in table[1:] if len(row) > 2}
+    assert {name: written[name] for name in variables} == {name: shown(value) for name, value in variables.items()}
+
+
+def test_the_operations_page_has_every_status_of_the_server():
+    statuses = {str(status) for status in REFUSALS} | set(re.findall(r"Refused\(\s*(\d{3})", server_source()))
+    assert statuses - set(re.findall(r"\d{3}", first_cells("operations.md"))) == set()
+
+
+def test_the_operations_page_has_every_metric_with_its_labels():
+    metrics = Metrics("CatDogClassifier", "1")
+    metrics.duration.labels("POST", "/predict", "200").observe(0.1)
+    metrics.count([{"label": "cat"}])
+    counted = {
+        family.name + ("_total" if family.type == "counter" else ""): {
+            label for sample in family.samples for label in sample.labels if label != "le"
+        }
+        for family in text_string_to_metric_families(metrics.render().decode())
+        if not family.name.endswith("_created")
+    }
+    (table,) = [table for table in tables("operations.md") if table[0][0] == "metric"]
+    assert {row[0]: set(filter(None, row[1].split(", "))) for row in table[1:]} == counted
 
 
 def test_readme_fits_on_two_screens():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import kubernetes_validate
@@ -10,10 +11,11 @@ import pytest
 from mlflow.environment_variables import MLFLOW_SCORING_SERVER_REQUEST_TIMEOUT
 from mlflow_catdog.deployments import containers
 from mlflow_catdog.deployments.options import Options
-from mlflow_catdog.runtime import PING, PORT, worker
+from mlflow_catdog.runtime import PORT, worker
 
 from tests.docs import tables
 from tests.manifests import BASE, KSERVE, Manifest, amount, container, kustomization, manifests, pod
+from tests.unit.served import FakeModel, build, get
 
 VERSIONS = ("1.30", "1.37")  # the oldest that has preStop's sleep switched on, and the newest that the schemas know
 WORKER_MB = 407  # peak of one worker (docs/speed.md)
@@ -93,9 +95,17 @@ def test_the_runtimes_port_is_the_only_way_in_and_there_is_none_out():
     assert "egress" not in policy
 
 
-@pytest.mark.parametrize("probe", ["startupProbe", "readinessProbe", "livenessProbe"])
-def test_probes_ask_what_the_runtime_answers(probe: str):
-    assert container(pod())[probe]["httpGet"] == {"path": PING, "port": PORT}
+@pytest.mark.parametrize("asked", [pod, predictor_pod])
+@pytest.mark.parametrize(
+    ("probe", "while_draining"), [("startupProbe", 503), ("readinessProbe", 503), ("livenessProbe", 200)]
+)
+def test_probes_ask_what_the_runtime_answers(asked: Callable[[], Manifest], probe: str, while_draining: int):
+    request = container(asked())[probe]["httpGet"]
+    application, gateway = build(FakeModel(), api_keys=("a-key-0123456789",))  # kubelets have none
+    assert request["port"] == PORT
+    assert get(application, request["path"]).status_code == 200
+    gateway.draining = True
+    assert get(application, request["path"]).status_code == while_draining
 
 
 def test_a_model_may_take_as_long_to_start_as_a_deployment_lets_it():
@@ -194,7 +204,8 @@ def test_the_docs_have_the_manifests_values():
     assert written["CPU request, limit"] == f"{requests['cpu']} core, {limits['cpu']} cores"
     assert written["memory request, limit"] == f"{requests['memory'][:-2]} GiB, {limits['memory'][:-2]} GiB"
     for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
-        assert written[probe] == f"{PING}, {spec[probe]['periodSeconds'] * spec[probe]['failureThreshold']} s"
+        path, seconds = spec[probe]["httpGet"]["path"], spec[probe]["periodSeconds"] * spec[probe]["failureThreshold"]
+        assert written[probe] == f"{path}, {seconds} s"
     assert written["preStop"] == f"{spec['lifecycle']['preStop']['sleep']['seconds']} s"
     assert written["terminationGracePeriodSeconds"] == f"{pod()['terminationGracePeriodSeconds']} s"
     assert written["/tmp"] == f"emptyDir, {pod()['volumes'][0]['emptyDir']['sizeLimit'][:-2]} MiB"

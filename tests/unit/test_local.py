@@ -13,6 +13,7 @@ import psutil
 import pytest
 from mlflow.exceptions import MlflowException
 from mlflow_catdog.deployments import local
+from mlflow_catdog.deployments.options import Options
 
 from tests.waiting import await_condition
 
@@ -38,7 +39,7 @@ def test_a_model_that_hangs_in_its_first_prediction_is_a_deployment_error_in_tim
     with socket.create_server(("127.0.0.1", 0)) as silent:  # connections wait in its queue: the request is sent
         address = f"http://127.0.0.1:{silent.getsockname()[1]}"
         with pytest.raises(MlflowException, match="the server took longer than 1 s before it passed the smoke test"):
-            local._await_prediction(server, address, {}, ready_timeout_s=1)
+            local._await_prediction(server, address, {}, Options(ready_timeout_s=1))
     assert time.monotonic() - started < 10
 
 
@@ -53,4 +54,4 @@ def test_an_exited_server_fails_at_once():
     with subprocess.Popen([sys.executable, "-c", "import sys; sys.exit(7)"], start_new_session=True) as exited:
         pass
     with pytest.raises(MlflowException, match="the server exited with code 7 before it passed the smoke test"):
-        local._await_prediction(exited, "http://127.0.0.1:1", {}, ready_timeout_s=60)
+        local._await_prediction(exited, "http://127.0.0.1:1", {}, Options())

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 from mlflow.deployments import get_deploy_client
 from mlflow.deployments.interface import _target_help
 from mlflow.exceptions import MlflowException
 from mlflow_catdog.deployments.options import Options
+from mlflow_catdog.runtime.settings import from_environment
 
 from catdog_pyfunc.pipeline.processes import free_port
 
@@ -21,7 +23,9 @@ def test_text_and_values_mean_the_same():
 
 
 def test_stored_options_are_read_back():
-    options = Options().updated({"memory": "1g", "host": "0.0.0.0", "model_config": {"threads": 1}}, "create")
+    options = Options().updated(
+        {"memory": "1g", "host": "0.0.0.0", "insecure": True, "model_config": {"threads": 1}}, "create"
+    )
     assert Options.from_json(options.to_json()) == (options, [])
 
 
@@ -43,6 +47,8 @@ def test_stored_options_of_another_version_are_dropped_by_name():
         ({"memory": "lots"}, "create", "option memory='lots' cannot be used: expected bytes, or a number with k, m or g"),
         ({"model_config": "[1]"}, "create", "expected a JSON object"),
         ({"model_config": "{"}, "create", "option model_config='{' cannot be used"),
+        ({"max_files": 0}, "create", "option max_files=0 cannot be used: expected an integer from 1"),
+        ({"insecure": "yes"}, "create", "option insecure='yes' cannot be used: expected true or false"),
         ({"port": 5002}, "update", "option 'port' is for create and run-local, not for update"),
         ({"memory": "1g"}, "run-local", "option 'memory' is for create and update, not for run-local"),
     ],
@@ -52,6 +58,63 @@ def test_an_unusable_option_is_named(given: dict[str, object], verb: str, messag
         Options().updated(given, verb)
     assert message in refused.value.message
     assert refused.value.error_code == "INVALID_PARAMETER_VALUE"
+
+
+KEY = "a-key-0123456789"
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "192.0.2.1", "::", "server.example"])
+def test_other_machines_are_let_in_with_a_key_or_by_an_explicit_decision_only(host: str, tmp_path: Path):
+    with pytest.raises(MlflowException, match=f"host {host} lets other machines connect, and no key is asked for: give -C"):
+        Options().updated({"host": host}, "create")
+    (tmp_path / "keys").write_text(KEY)
+    assert Options().updated({"host": host, "api_keys_file": str(tmp_path / "keys")}, "create").api_key() == KEY
+    assert Options().updated({"host": host, "insecure": "true"}, "run-local").api_key() == ""
+    with pytest.raises(MlflowException, match="no key is asked for"):
+        Options(host=host, insecure=True).updated({"insecure": "false"}, "update")
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.1.2.3", "localhost", "::1"])
+def test_this_machine_needs_no_key(host: str):
+    assert Options().updated({"host": host}, "create").host == host
+
+
+@pytest.mark.parametrize(("content", "reason"), [(None, "No such file"), ("", "has no key"), ("short", "key 1 is not 16")])
+def test_an_unusable_key_file_is_named(content: str | None, reason: str, tmp_path: Path):
+    if content is not None:
+        (tmp_path / "keys").write_text(content)
+    with pytest.raises(MlflowException, match=f"option api_keys_file='{tmp_path / 'keys'}' cannot be used: .*{reason}"):
+        Options().updated({"api_keys_file": str(tmp_path / "keys")}, "create")
+
+
+def test_a_key_files_path_is_absolute_wherever_the_command_was_given(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    (tmp_path / "keys").write_text(KEY)
+    monkeypatch.chdir(tmp_path)
+    assert Options().updated({"api_keys_file": "keys"}, "create").api_keys_file == str(tmp_path / "keys")
+
+
+def test_the_server_is_told_its_options_by_variables_and_its_keys_by_none(tmp_path: Path):
+    (tmp_path / "keys").write_text(KEY)
+    given = {
+        "workers": 2,
+        "max_body_mb": 0.5,
+        "max_files": 7,
+        "max_queue": 8,
+        "request_timeout_s": 9,
+        "cors_origins": "https://shop.example",
+        "otlp_endpoint": "http://collector:4318",
+        "model_config": {"threads": 1},
+        "api_keys_file": str(tmp_path / "keys"),
+    }
+    environment = Options().updated(given, "create").environment()
+    read = from_environment(environment, 1, {"name": "cats", "version": "3"})
+    assert (read.max_body_mb, read.max_files, read.max_queue, read.request_timeout_s) == (0.5, 7, 8, 9)
+    assert read.cors_origins == ("https://shop.example",)
+    assert environment["CATDOG_WORKERS"] == "2"
+    assert environment["OTEL_EXPORTER_OTLP_ENDPOINT"] == "http://collector:4318"
+    assert environment["SERVING_MODEL_CONFIG"] == '{"threads": 1}'
+    assert KEY not in str(environment)
+    assert "OTEL_EXPORTER_OTLP_ENDPOINT" not in Options().environment()
 
 
 def test_help_describes_each_option():

@@ -19,7 +19,7 @@ def sent(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """Bodies that were sent; the response to each holds one prediction."""
     bodies: list[Any] = []
 
-    def post(address: str, body: Any, timeout_s: float) -> requests.Response:
+    def post(address: str, body: Any, timeout_s: float, api_key: str) -> requests.Response:
         bodies.append(body)
         return response(200, json.dumps({"predictions": [{"label": "cat"}]}))
 
@@ -61,13 +61,35 @@ def test_a_model_without_heatmaps_is_named(sent: list[Any]):
 
 
 @pytest.mark.parametrize(
-    ("text", "reason"), [('{"message": "no column image"}', "no column image"), ("<html>", "<html>"), ("x" * 600, "x" * 500)]
+    ("text", "reason"),
+    [
+        ('{"message": "no column image"}', "no column image"),
+        ('{"error": "this server wants an API key"}', "this server wants an API key"),
+        ("<html>", "<html>"),
+        ("x" * 600, "x" * 500),
+    ],
 )
 def test_a_refusal_is_quoted(text: str, reason: str, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(rest, "post", lambda *_: response(400, text))
     with pytest.raises(MlflowException) as refusal:
         rest.predict("http://x", [{"image": "text"}], timeout_s=1)
     assert refusal.value.message == f"http://x responded with HTTP 400: {reason}"
+
+
+@pytest.mark.parametrize(("api_key", "headers"), [("", {}), ("a-key-0123456789", {"X-API-Key": "a-key-0123456789"})])
+def test_a_key_is_sent_to_a_deployment_that_asks_for_one(
+    api_key: str, headers: dict[str, str], monkeypatch: pytest.MonkeyPatch
+):
+    given: list[Any] = []
+
+    def post(session: requests.Session, address: str, **options: Any) -> requests.Response:
+        given.append((address, options["headers"]))
+        return response(200, '{"predictions": [{"heatmap": "cG5n"}]}')
+
+    monkeypatch.setattr(requests.Session, "post", post)
+    rest.predict("http://x", [{"image": "text"}], timeout_s=1, api_key=api_key)
+    rest.explain("http://x", [{"image": "text"}], timeout_s=1, api_key=api_key)
+    assert given == [("http://x/invocations", headers)] * 2
 
 
 def test_an_unreachable_deployment_names_the_remedy(monkeypatch: pytest.MonkeyPatch):

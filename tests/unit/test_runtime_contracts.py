@@ -6,7 +6,6 @@ One of these fails when a new version changes it; `mlflow_catdog.runtime.interna
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import json
 import os
 import signal
@@ -28,14 +27,6 @@ from catdog_pyfunc.pipeline.processes import free_port
 from tests.third_party_models import save
 from tests.waiting import await_condition
 
-SUPERVISOR = """
-import sys
-import runtime
-runtime.PORT = int(sys.argv[1])
-from runtime import supervisor
-sys.exit(supervisor.main())
-"""
-
 
 @contextlib.contextmanager
 def supervised(model: Path, context: Path, **environment: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
@@ -43,9 +34,9 @@ def supervised(model: Path, context: Path, **environment: str) -> Iterator[tuple
     build.write_context(model, context)
     port = free_port()
     process = subprocess.Popen(
-        [sys.executable, "-c", SUPERVISOR, str(port)],
+        [sys.executable, "-m", "runtime.supervisor"],
         cwd=context,
-        env={**os.environ, **environment},
+        env={**os.environ, "CATDOG_LISTEN": f"127.0.0.1:{port}", **environment},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -62,10 +53,10 @@ def test_the_installed_versions_have_all_that_is_used():
 
 
 def test_versions_without_it_are_named_with_the_remedy(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    monkeypatch.delattr(scoring_server, "init")
     monkeypatch.delattr(uvicorn.server, "ServerState")
     mlflow, server = internals.incompatibilities()
-    assert mlflow.endswith("has no usable mlflow.pyfunc.scoring_server.app: log the model again with mlflow>=3")
+    assert mlflow.endswith("has no usable scoring server: log the model again with mlflow>=3")
     assert server == f"uvicorn {uvicorn.__version__} cannot be drained: change the model's requirement to uvicorn>=0.30"
 
 
@@ -84,6 +75,9 @@ def test_a_container_serves_limits_bodies_and_answers_what_is_in_flight_when_it_
         request = (tmp_path / "context" / "smoke_request.json").read_text()
         body, headers = json.loads(request), {"Content-Type": "application/json"}
         assert smoke_test.check(*smoke_tested(address, request)) == {"label": "cat", "confidence": 0.5}
+        assert requests.post(f"{address}/predict", data=b"x" * 200, timeout=60).json() == {
+            "predictions": [{"label": "cat", "confidence": 0.5}]
+        }
         for large in (bytes(2**20), (bytes(2**16) for _ in range(16))):
             assert requests.post(f"{address}/invocations", data=large, headers=headers, timeout=60).status_code == 413
         refused = requests.post(f"{address}/invocations", json={"nonsense": 1}, timeout=60)
@@ -93,12 +87,15 @@ def test_a_container_serves_limits_bodies_and_answers_what_is_in_flight_when_it_
         with socket.create_connection(("127.0.0.1", int(address.rsplit(":", 1)[1]))) as user:
             head = f"POST /invocations HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(text)}"
             user.sendall(f"{head}\r\n\r\n{text}".encode())
-            await_condition(lambda: len(calls.read_text()) == 3)  # after two smoke tests: now it is in flight
+            await_condition(lambda: len(calls.read_text()) == 4)  # after two smoke tests and one image: now it is in flight
             process.send_signal(signal.SIGTERM)
             response = b"".join(iter(lambda: user.recv(65536), b""))
         assert response.startswith(b"HTTP/1.1 200")
         assert b"connection: close" in response
-        assert process.wait(timeout=60) == 0
+        log, _ = process.communicate(timeout=60)
+        assert process.returncode == 0
+        lines = [json.loads(line) for line in log.splitlines() if line.startswith("{")]
+        assert [(line["path"], line["status"]) for line in lines[-1:]] == [("/invocations", 200)]
 
 
 def smoke_tested(address: str, request: str) -> tuple[int, bytes]:

@@ -13,7 +13,7 @@ import pytest
 from mlflow.exceptions import MlflowException
 from mlflow.models import ModelSignature
 from mlflow.types.schema import ColSpec, DataType, Schema
-from mlflow_catdog.deployments.smoke_request import smoke_request
+from mlflow_catdog.deployments.smoke_request import image_column, smoke_request
 from mlflow_catdog.runtime.smoke_test import SmokeTestFailed, check
 from PIL import Image
 
@@ -53,9 +53,17 @@ def test_the_models_own_example_is_used(tmp_path: Path):
 def test_without_an_example_a_drawn_image_goes_into_the_models_column(
     columns: list[ColSpec] | None, column: str, tmp_path: Path
 ):
-    request = smoke_request(saved(tmp_path, columns))["dataframe_split"]
+    model = saved(tmp_path, columns)
+    request = smoke_request(model)["dataframe_split"]
+    assert image_column(model) == column
     assert request["columns"] == [column]
     assert Image.open(io.BytesIO(base64.b64decode(request["data"][0][0]))).format == "JPEG"
+
+
+def test_a_model_with_an_example_is_served_though_its_column_is_unclear(tmp_path: Path):
+    columns = [ColSpec(DataType.string, "left"), ColSpec(DataType.string, "right")]
+    model = saved(tmp_path, columns, pd.DataFrame({"left": ["text"], "right": ["text"]}))
+    assert image_column(model) == "image"
 
 
 def test_a_model_whose_column_cannot_be_guessed_is_refused(tmp_path: Path):
