@@ -75,7 +75,7 @@ class Classifier:
         self._limits = limits
         # One more than cores, since one thread is always waiting for the GIL (8 clients: 205 images/s instead of 176).
         self._pool = ThreadPoolExecutor(threads + 1, thread_name_prefix="catdog")
-        self._slots = threading.Semaphore(threads + 1)
+        self._threads = threads
         self._counter_lock = threading.Lock()
         self._callers = 0
 
@@ -91,21 +91,20 @@ class Classifier:
         """
         size = self._engine.batch_size
         chunks = [range(start, min(start + size, len(images))) for start in range(0, len(images), size)]
-        with self._exclusive_call() as exclusive:
-            if len(chunks) == 1:  # faster without the pool
-                with self._slots:
-                    return self._predict_chunk(images, chunks[0], explain, exclusive=exclusive)
+        with self._call() as concurrent:
+            if concurrent <= self._threads and len(chunks) == 1:  # faster without the pool
+                return self._predict_chunk(images, chunks[0], explain, exclusive=concurrent == 1)
             results = self._pool.map(lambda rows: self._predict_chunk(images, rows, explain, exclusive=False), chunks)
             return [prediction for predictions in results for prediction in predictions]
 
     @contextlib.contextmanager
-    def _exclusive_call(self) -> Iterator[bool]:
-        """Count concurrent calls; yields whether this one is the only one."""
+    def _call(self) -> Iterator[int]:
+        """Count concurrent calls; yields how many there are, this one included."""
         with self._counter_lock:
             self._callers += 1
-            exclusive = self._callers == 1
+            concurrent = self._callers
         try:
-            yield exclusive
+            yield concurrent
         finally:
             with self._counter_lock:
                 self._callers -= 1
