@@ -24,6 +24,7 @@ from mlflow_catdog.deployments.smoke_request import smoke_request
 from mlflow_catdog.runtime import app
 from mlflow_catdog.runtime.settings import Settings
 
+from tests.conftest import restored_environment
 from tests.integration.corrupt_images import corrupt, originals
 from tests.integration.talks import JSON, RAW, V1, V2
 from tests.project import MODEL, URI, Project
@@ -50,7 +51,7 @@ def post(project: Project, drawn: Path) -> Iterator[Post]:
     ORIGINALS[:] = originals(drawn)
     mlflow.set_tracking_uri(project.tracking_uri)
     loop = asyncio.new_event_loop()
-    with build.fetched(URI) as model:
+    with restored_environment(), build.fetched(URI) as model:  # MLflow's server leaves a mark that models look at
         mlflow.set_tracking_uri(None)
         request = json.dumps(smoke_request(model.folder)).encode()
         served = Settings(name=MODEL, version="1", max_body_mb=4)

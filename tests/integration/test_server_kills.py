@@ -21,7 +21,7 @@ from tests.integration.talks import JSON, V1, V2
 from tests.project import Deployment
 from tests.waiting import await_condition
 
-SOAK_S = float(os.environ.get("CATDOG_SOAK_S", "20"))
+SOAK_S = float(os.environ.get("CATDOG_SOAK_S", "10"))
 CLIENTS = 8
 NOTICED_S = 5.0  # after a kill, each client has noticed by then that its connection is gone
 
