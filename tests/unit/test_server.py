@@ -111,6 +111,7 @@ COMPRESSED = gzip.compress(b"cat" * 99, mtime=0)  # the time would be in the tes
         ("gzip", b"cat", 400, "the body is not gzip: Error -3"),
         ("deflate", b"cat", 400, "the body is not deflate: Error -3"),
         ("br", b"cat", 415, "Content-Encoding 'br' is not supported: use gzip or deflate"),
+        ("gzip", COMPRESSED + COMPRESSED, 400, "the body is not gzip: something follows its end"),
         ("gzip, gzip", gzip.compress(COMPRESSED, mtime=0), 415, "use gzip or deflate"),
     ],
 )

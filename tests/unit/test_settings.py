@@ -39,6 +39,14 @@ def test_a_limit_that_is_none_is_refused_by_name(variable: str, text: str):
         from_environment({variable: text}, 1, SERVED)
 
 
+@pytest.mark.parametrize(
+    ("variable", "text"), [("AIP_HTTP_PORT", "http"), ("CATDOG_LISTEN", "127.0.0.1"), ("CATDOG_LISTEN", ":x")]
+)
+def test_an_address_that_is_none_is_refused_by_name(variable: str, text: str):
+    with pytest.raises(ValueError, match=f"^{variable}='{text}' cannot be used: ."):
+        listen_address({variable: text})
+
+
 @pytest.mark.parametrize("variable", ["AIP_PREDICT_ROUTE", "AIP_HEALTH_ROUTE"])
 def test_a_route_that_is_no_path_is_refused_by_name(variable: str):
     with pytest.raises(ValueError, match=f"^{variable}='predict' cannot be used: expected a path that starts with /"):

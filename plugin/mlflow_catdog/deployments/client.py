@@ -178,8 +178,8 @@ class CatDogDeploymentClient(BaseDeploymentClient):
             DeploymentError: The deployment cannot be reached, or refuses.
         """
         address, options = self._find(deployment_name, endpoint)
-        answer = rest.predict(address, inputs, timeout_s=options.request_timeout_s, api_key=options.api_key())
-        return PredictionsResponse(answer)
+        response = rest.predict(address, inputs, timeout_s=options.request_timeout_s, api_key=options.api_key())
+        return PredictionsResponse(response)
 
     def explain(self, deployment_name: str | None = None, df: Any = None, endpoint: str | None = None) -> pd.DataFrame:
         """Get a deployment's predictions with heatmaps.

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from . import internals, server, settings, smoke_test
+from . import bodies, internals, server, settings, smoke_test
 from .gateway import Gateway
 
 SERVED = Path("served.json")  # beside the model's folder, written by `deployments.build`
@@ -83,10 +83,6 @@ async def load(model: str, image_column: str, read: settings.Settings, smoke_req
 async def _post(app: ASGIApp, path: str, body: bytes) -> tuple[int, bytes]:
     """Send a JSON request to an application without a network; status and body of the response."""
     sent: list[Message] = []
-    bodies = iter([{"type": "http.request", "body": body, "more_body": False}])
-
-    async def receive() -> Message:
-        return next(bodies, {"type": "http.disconnect"})
 
     async def send(message: Message) -> None:
         sent.append(message)
@@ -104,6 +100,6 @@ async def _post(app: ASGIApp, path: str, body: bytes) -> tuple[int, bytes]:
         "root_path": "",
         "headers": headers,
     }
-    await app(scope, receive, send)
+    await app(scope, bodies.replay(body), send)
     response = b"".join(message.get("body", b"") for message in sent)
     return next(message["status"] for message in sent if message["type"] == "http.response.start"), response

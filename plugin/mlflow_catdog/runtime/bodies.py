@@ -84,6 +84,8 @@ async def _decompress(body: bytes, encoding: str, settings: Settings, hold: Call
         if len(content) > settings.max_body:
             raise too_large(settings)
         body = decompressor.unconsumed_tail
+    if decompressor.unused_data:
+        raise Refused(400, f"the body is not {encoding}: something follows its end")
     return bytes(content)
 
 

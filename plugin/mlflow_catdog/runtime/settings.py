@@ -66,11 +66,7 @@ def from_environment(environment: Mapping[str, str], threads: int, served: Mappi
     """
 
     def read(variable: str, convert: Callable[[str], Any], default: Any) -> Any:
-        text = environment.get(variable, "")
-        try:
-            return convert(text) if text else default
-        except (ValueError, OSError) as failure:
-            raise ValueError(f"{variable}={text!r} cannot be used: {failure}") from None
+        return read_variable(environment, variable, convert, default)
 
     return Settings(
         max_body_mb=read("CATDOG_MAX_BODY_MB", _positive(float), Settings.max_body_mb),
@@ -87,11 +83,38 @@ def from_environment(environment: Mapping[str, str], threads: int, served: Mappi
     )
 
 
+def read_variable(environment: Mapping[str, str], variable: str, convert: Callable[[str], Any], default: Any) -> Any:
+    """Read one variable.
+
+    Args:
+        environment: All variables.
+        variable: Its name.
+        convert: Makes its value of its text.
+        default: If it is not set, or empty.
+
+    Returns:
+        Its value.
+
+    Raises:
+        ValueError: It cannot be converted; the message names it.
+    """
+    text = environment.get(variable, "")
+    try:
+        return convert(text) if text else default
+    except (ValueError, OSError) as failure:
+        raise ValueError(f"{variable}={text!r} cannot be used: {failure}") from None
+
+
 def listen_address(environment: Mapping[str, str]) -> tuple[str, int]:
     """Host and port of the workers, unless a listener holds the port: `CATDOG_LISTEN`, or Vertex AI's `AIP_HTTP_PORT`."""
-    everywhere = f"0.0.0.0:{environment.get('AIP_HTTP_PORT', PORT)}"  # the container's own network
-    host, _, port = environment.get("CATDOG_LISTEN", everywhere).rpartition(":")
-    return host, int(port)
+
+    def split(text: str) -> tuple[str, int]:
+        host, _, port = text.rpartition(":")
+        return host, int(port)
+
+    everywhere = "0.0.0.0", read_variable(environment, "AIP_HTTP_PORT", int, PORT)  # noqa: S104  # the container's own network
+    address: tuple[str, int] = read_variable(environment, "CATDOG_LISTEN", split, everywhere)
+    return address
 
 
 def read_keys(path: Path) -> tuple[str, ...]:

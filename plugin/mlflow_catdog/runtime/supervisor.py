@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 from . import PORT, STARTUP_FAILED, metrics
-from .settings import available_cores, listen_address
+from .settings import available_cores, listen_address, read_variable
 
 _LISTENER_TIMEOUT_S = 60.0  # Docker starts both containers in any order
 # glibc gives memory of large bodies back when they are done with; without, a worker keeps what it once took.
@@ -78,7 +78,7 @@ def main() -> int:
         signal.signal(number, lambda received, _: signals.append(received))
     listener, sockets = _open_sockets(os.environ.get("CATDOG_LISTENER"))
     with metrics.shared_between_workers():
-        workers = Workers(int(os.environ.get("CATDOG_WORKERS", "0")) or available_cores(), sockets)
+        workers = Workers(read_variable(os.environ, "CATDOG_WORKERS", int, 0) or available_cores(), sockets)
         try:
             while not signals:
                 if not workers.supervise():

@@ -13,7 +13,7 @@ import uvicorn
 from . import MODEL, STARTUP_FAILED, internals
 from .app import ServingApp
 from .protocol import BoundedProtocol
-from .settings import available_cores
+from .settings import available_cores, read_variable
 
 _DRAIN_S = 2.0  # for clients that keep a connection open and are about to send their next request
 
@@ -60,7 +60,7 @@ def main(listeners: list[int], ready: int, go: int) -> int:
         os.read(go, 1)
 
     app = ServingApp(MODEL, available_cores(), report)
-    drain_delay_s = float(os.environ.get("CATDOG_DRAIN_DELAY_S", "0"))
+    drain_delay_s = read_variable(os.environ, "CATDOG_DRAIN_DELAY_S", float, 0.0)
     config = uvicorn.Config(app, http=BoundedProtocol, ws="none", lifespan="on", access_log=False, server_header=False)
     server = DrainingServer(config, drain_delay_s)
     server.run([socket.socket(fileno=listener) for listener in listeners])

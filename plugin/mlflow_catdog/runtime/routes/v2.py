@@ -55,12 +55,12 @@ def router(service: Service) -> APIRouter:
         parameters = inference.get("parameters")
         explain = isinstance(parameters, dict) and parameters.get("explain") is True
         rows = await service.predict(images, explain)
-        answer = {"model_name": settings.name, "outputs": _tensors(rows, signature.outputs, _requested(inference))}
+        response = {"model_name": settings.name, "outputs": _tensors(rows, signature.outputs, _requested(inference))}
         if settings.version:
-            answer["model_version"] = settings.version
+            response["model_version"] = settings.version
         if isinstance(inference.get("id"), str):
-            answer["id"] = inference["id"].encode("utf-8", "replace").decode()  # JSON can have half a character
-        return JSONResponse(answer)
+            response["id"] = inference["id"].encode("utf-8", "replace").decode()  # JSON can have half a character
+        return JSONResponse(response)
 
     paths = [f"/v2/models/{settings.name}", *(f"/v2/models/{settings.name}/versions/{version}" for version in versions)]
     for path in paths:
