@@ -33,6 +33,7 @@ class Description:
         temperature: Logits are divided by it before softmax.
         ood_threshold: An image whose similarity to the reference embeddings is below this is out of distribution: it
             probably shows none of the classes.
+        quantized: Whether the graph computes in int8; the weights are float32 all the same.
         provenance: Where the classifier came from: data digest, weights, seed, versions.
     """
 
@@ -41,6 +42,7 @@ class Description:
     preprocess: Preprocess
     temperature: float = 1.0
     ood_threshold: float = -1.0
+    quantized: bool = False
     provenance: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -91,6 +93,7 @@ def write(path: Path, description: Description, reference_embeddings: Floats, *,
         "preprocess": description.preprocess.to_dict(),
         "temperature": description.temperature,
         "ood_threshold": description.ood_threshold,
+        "quantized": description.quantized,
         "provenance": dict(description.provenance),
         "files": {name: {"sha256": _sha256(data), "bytes": len(data)} for name, data in files.items()},
     }
@@ -136,6 +139,7 @@ def read(path: Path) -> Bundle:
             preprocess=Preprocess.from_dict(content["preprocess"]),
             temperature=float(content["temperature"]),
             ood_threshold=float(content["ood_threshold"]),
+            quantized=bool(content.get("quantized", False)),  # older bundles do not say
             provenance=content["provenance"],
         )
         digests = {name: str(entry["sha256"]) for name, entry in content["files"].items()}

@@ -41,6 +41,7 @@ def save_model(
     reference_embeddings: Floats,
     *,
     images: Sequence[bytes],
+    graph: bytes | None = None,
     mlflow_model: Model | None = None,
 ) -> None:
     """Save a classifier as an MLflow model, completely or not at all.
@@ -51,6 +52,7 @@ def save_model(
         description: Classes, preprocessing, calibration and provenance.
         reference_embeddings: (M, D) float32, embeddings of training images, each of length 1; see `Prediction.in_domain`.
         images: Image files on which both engines must agree; 16 or more if available. The first becomes the input example.
+        graph: An ONNX graph to serve instead of the network's own, if the description says that it is quantized.
         mlflow_model: MLflow's metadata, passed by `log_model`.
 
     Raises:
@@ -72,7 +74,7 @@ def save_model(
         raise FileExistsError(f"{path} exists and is not empty: give a folder that does not exist")
     network = network.cpu().eval()
     with tempfile.TemporaryDirectory(prefix="catdog-") as scratch:
-        bundle = _write_bundle(Path(scratch) / BUNDLE_ARTIFACT, network, description, reference_embeddings, images)
+        bundle = _write_bundle(Path(scratch) / BUNDLE_ARTIFACT, network, description, reference_embeddings, images, graph)
         try:
             _save_flavors(path, Path(scratch), network, bundle, images[0], mlflow_model or Model())
         except BaseException:
@@ -86,6 +88,7 @@ def log_model(
     reference_embeddings: Floats,
     *,
     images: Sequence[bytes],
+    graph: bytes | None = None,
     name: str = "model",
     registered_model_name: str | None = None,
     params: Mapping[str, Any] | None = None,
@@ -99,6 +102,7 @@ def log_model(
         description: Classes, preprocessing, calibration and provenance.
         reference_embeddings: (M, D) float32, embeddings of training images, each of length 1.
         images: Image files on which both engines must agree; see `save_model`.
+        graph: An ONNX graph to serve instead of the network's own; see `save_model`.
         name: The logged model's name.
         registered_model_name: If given, also register the model under this name.
         params: Parameters of the logged model.
@@ -130,6 +134,7 @@ def log_model(
         description=description,
         reference_embeddings=reference_embeddings,
         images=images,
+        graph=graph,
     )
     return info
 
@@ -239,14 +244,19 @@ def _loading(model_uri: str) -> Iterator[None]:
 
 
 def _write_bundle(
-    path: Path, network: Network, description: Description, reference_embeddings: Floats, images: Sequence[bytes]
+    path: Path,
+    network: Network,
+    description: Description,
+    reference_embeddings: Floats,
+    images: Sequence[bytes],
+    graph: bytes | None,
 ) -> Bundle:
     from safetensors.torch import save
 
-    graph = export.onnx_graph(network, description, reference_embeddings)
-    export.check_agreement(graph, network, description, reference_embeddings, images)
+    exported = export.onnx_graph(network, description, reference_embeddings)
+    export.check_agreement(exported, network, description, reference_embeddings, images)
     weights = save({name: tensor.contiguous() for name, tensor in network.state_dict().items()})
-    return bundles.write(path, description, reference_embeddings, weights=weights, graph=graph)
+    return bundles.write(path, description, reference_embeddings, weights=weights, graph=graph or exported)
 
 
 def _save_flavors(path: Path, scratch: Path, network: Network, bundle: Bundle, image: bytes, model: Model) -> None:

@@ -117,6 +117,17 @@ def run_gate(
     return report
 
 
+def comparison(challenger: Evaluation, champion: Evaluation, thresholds: Thresholds) -> list[Check]:
+    """Check that predictions are not worse than the champion's, on the same images and classes."""
+    recalls = [f"recall_{label}" for label in sorted(set(challenger.labels))]
+    return [
+        checks.accuracy_comparison(challenger, champion, thresholds.alpha),
+        checks.no_higher("log_loss", challenger, champion, thresholds.log_loss_margin),
+        checks.no_higher("calibration_error", challenger, champion, thresholds.calibration_margin),
+        *(checks.no_lower(name, challenger, champion, thresholds.recall_margin) for name in recalls),
+    ]
+
+
 def _load(models: contextlib.ExitStack, uri: str, *, unpickle: bool) -> tuple[Predictor, bool]:
     """The model, and whether it needs pickle."""
     try:
@@ -163,11 +174,5 @@ def _compare(
         return None
     report.checks += checks.class_checks(report.challenger, report.champion)
     challenger = report.challenger.restricted_to(report.champion.classes)
-    report.checks += [
-        checks.accuracy_comparison(challenger, report.champion, thresholds.alpha),
-        checks.no_higher("log_loss", challenger, report.champion, thresholds.log_loss_margin),
-        checks.no_higher("calibration_error", challenger, report.champion, thresholds.calibration_margin),
-    ]
-    recalls = [f"recall_{label}" for label in sorted(set(challenger.labels))]
-    report.checks += [checks.no_lower(name, challenger, report.champion, thresholds.recall_margin) for name in recalls]
+    report.checks += comparison(challenger, report.champion, thresholds)
     return champion

@@ -31,6 +31,7 @@ class TrainingConfig:
         finetune_epochs: Epochs of training the whole network; -1 for 0 with pretrained weights and 8 without.
         learning_rate: Peak learning rate of fine-tuning; 0 for 1e-4 with pretrained weights and 3e-3 without.
         batch_size: Images per fine-tuning step, of all processes together.
+        quantize: Serve an int8 graph if it is at least 1.25 times as fast on this machine, and not worse on val.
         seed: Seed of everything random.
         resume: Continue an interrupted fine-tuning from its last epoch.
         engine: Where images are embedded: local (all cores of this machine), spark (the active session, or Spark on this
@@ -53,6 +54,7 @@ class TrainingConfig:
     finetune_epochs: int = -1
     learning_rate: float = 0.0
     batch_size: int = 16
+    quantize: bool = False
     seed: int = 0
     resume: bool = False
     engine: str = LOCAL

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import tempfile
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import mlflow
@@ -27,6 +27,7 @@ from catdog_pyfunc.pipeline.training import model_card
 from catdog_pyfunc.pipeline.training.backbones import Backbone, load_backbone
 from catdog_pyfunc.pipeline.training.config import TrainingConfig
 from catdog_pyfunc.pipeline.training.fit import FitResult, fit
+from catdog_pyfunc.pipeline.training.quantization import quantized_graph
 
 _VERIFICATION_IMAGES = 16  # on which PyTorch and ONNX Runtime must agree before anything is saved
 
@@ -96,9 +97,12 @@ def _train(config: TrainingConfig, run_id: str) -> TrainingResult:
     dataset = fitted.dataset
     logged_dataset = _log_data(dataset)
     description = _describe(config, fitted, backbone, run_id)
+    reference = fitted.reference_embeddings
+    graph = quantized_graph(backbone.network, description, reference, dataset, config.seed) if config.quantize else None
+    description = replace(description, quantized=graph is not None)
     log("saving the model")
     images = _verification_images(dataset)
-    info = flavor.log_model(backbone.network, description, fitted.reference_embeddings, images=images)
+    info = flavor.log_model(backbone.network, description, reference, images=images, graph=graph)
     classifier = flavor.load_model(info.model_uri)
     predict = classifier_predictor(classifier)
     evaluation = evaluate(predict, labelled_images(dataset, "test"), classes=description.classes, seed=config.seed)
@@ -146,7 +150,7 @@ def _describe(config: TrainingConfig, fitted: FitResult, backbone: Backbone, run
         "seed": config.seed,
     }
     classes, spec = fitted.dataset.classes, backbone.preprocess
-    return Description(backbone.name, classes, spec, fitted.temperature, fitted.ood_threshold, provenance)
+    return Description(backbone.name, classes, spec, fitted.temperature, fitted.ood_threshold, provenance=provenance)
 
 
 def _verification_images(dataset: Dataset) -> list[bytes]:
