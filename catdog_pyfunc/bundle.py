@@ -61,7 +61,7 @@ class Bundle:
     digest: str
 
     def reference_embeddings(self) -> Floats:
-        """Load (M, D) float32: embeddings of training images, each of length 1, stored in float16 precision."""
+        """Load (M, D) float32: embeddings of training images, stored in float16 precision."""
         return np.asarray(np.load(self.path / REFERENCE_EMBEDDINGS, allow_pickle=False), dtype=np.float32)
 
 
@@ -71,7 +71,7 @@ def write(path: Path, description: Description, reference_embeddings: Floats, *,
     Args:
         path: The folder to create; must not exist.
         description: Everything except the weights.
-        reference_embeddings: (M, D), embeddings of training images, each of length 1.
+        reference_embeddings: (M, D), embeddings of training images.
         weights: Content of a safetensors file.
         graph: Content of an ONNX file.
 

@@ -26,7 +26,7 @@ class Outputs(NamedTuple):
         logits: (N, C).
         embedding: (N, D), pooled features.
         class_maps: (N, C, h, w), each class's evidence at each location.
-        similarity: (N,), cosine similarity to the nearest reference embedding.
+        similarity: (N,), to the nearest reference embedding, at most 1.
     """
 
     logits: Floats
@@ -110,6 +110,8 @@ class TorchEngine:
         weights = load_file(bundle.path / WEIGHTS)
         _check_classes(bundle, weights["head.weight"].shape[0])
         network = build_network(description.backbone, len(description.classes))
+        if not any(name.startswith("pretrained_head.") for name in weights):
+            network.pretrained_head = None
         network.load_state_dict(weights)
         serving = ServingNetwork(network, description.preprocess, torch.from_numpy(bundle.reference_embeddings()))
         self._torch = torch

@@ -50,7 +50,7 @@ def save_model(
         path: The folder to create.
         network: The trained network; it is moved to the CPU and put into evaluation mode.
         description: Classes, preprocessing, calibration and provenance.
-        reference_embeddings: (M, D) float32, embeddings of training images, each of length 1; see `Prediction.in_domain`.
+        reference_embeddings: (M, D) float32, embeddings of training images; see `Prediction.in_domain`.
         images: Image files on which both engines must agree; 16 or more if available. The first becomes the input example.
         graph: An ONNX graph to serve instead of the network's own, if the description says that it is quantized.
         mlflow_model: MLflow's metadata, passed by `log_model`.
@@ -100,7 +100,7 @@ def log_model(
     Args:
         network: The trained network; it is moved to the CPU and put into evaluation mode.
         description: Classes, preprocessing, calibration and provenance.
-        reference_embeddings: (M, D) float32, embeddings of training images, each of length 1.
+        reference_embeddings: (M, D) float32, embeddings of training images.
         images: Image files on which both engines must agree; see `save_model`.
         graph: An ONNX graph to serve instead of the network's own; see `save_model`.
         name: The logged model's name.

@@ -26,6 +26,7 @@ from torchvision.transforms import InterpolationMode
 from catdog_pyfunc.classifier import softmax
 from catdog_pyfunc.engine import Outputs
 from catdog_pyfunc.errors import InvalidSetting, InvalidWeights, JobFailed
+from catdog_pyfunc.network import Network
 from catdog_pyfunc.pipeline.data.corrupt import find_corrupt
 from catdog_pyfunc.pipeline.data.dataset import Dataset, Example, read_folder
 from catdog_pyfunc.pipeline.training import embeddings
@@ -276,13 +277,26 @@ def test_the_temperature_stays_within_its_bounds():
 def test_the_ood_threshold_accepts_98_percent_of_val():
     rng = np.random.default_rng(0)
     train, val = (rng.normal(size=(n, 16)).astype(np.float32) + 2 for n in (2_500, 1_000))
-    reference, threshold = fit_ood_threshold(train, val, seed=0)
-    assert reference.shape == (2_000, 16)
-    assert np.linalg.norm(reference, axis=1) == pytest.approx(1, abs=1e-3)
-    similarity = (val / np.linalg.norm(val, axis=1, keepdims=True) @ reference.T).max(1)
+    network = Network(torch.nn.Identity(), 16, 2)
+    reference, threshold = fit_ood_threshold(network, train, val, seed=0)
+    assert reference.shape == (1_000, 16)
+    of_length_1, reference_of_length_1 = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in (val, reference))
+    similarity = (of_length_1 @ reference_of_length_1.T).max(1)
     assert (similarity >= threshold).mean() == pytest.approx(0.98, abs=0.001)
-    assert (fit_ood_threshold(train, val, seed=0)[0] == reference).all()
-    assert (fit_ood_threshold(train, val, seed=1)[0] != reference).any()
+    assert (fit_ood_threshold(network, train, val, seed=0)[0] == reference).all()
+    assert (fit_ood_threshold(network, train, val, seed=1)[0] != reference).any()
+
+
+def test_images_are_compared_by_what_the_pretrained_classifier_says_of_them():
+    rng = np.random.default_rng(0)
+    train, val = (rng.normal(size=(n, 16)).astype(np.float32) for n in (200, 100))
+    head = torch.nn.Linear(16, 5)
+    network = Network(torch.nn.Identity(), 16, 2, head)
+    reference, threshold = fit_ood_threshold(network, train, val, seed=0)
+    weight, bias = (parameter.numpy() for parameter in head.parameters())
+    probabilities, references = (softmax((x @ weight.T + bias) / 2) for x in (val, reference))
+    bhattacharyya = np.sqrt(probabilities[:, None] * references[None]).sum(2)
+    assert threshold == pytest.approx(np.quantile(bhattacharyya.max(1), 0.02), abs=1e-3)
 
 
 def test_weights_from_a_file_are_loaded(weights: Path):
@@ -293,30 +307,24 @@ def test_weights_from_a_file_are_loaded(weights: Path):
     assert loaded.digest == load_backbone("mobilenet_v2", str(weights), 5, seed=3).digest
 
 
-@pytest.mark.parametrize("name", ["mobilenet_v2", "resnet18", "googlenet"])
+@pytest.mark.parametrize("name", ["mobilenet_v3_small", "resnet18", "googlenet", "convnext_tiny", "shufflenet_v2_x0_5"])
 def test_the_pretrained_head_gives_the_pretrained_logits(name: str, tmp_path: Path):
     torch.manual_seed(0)
     whole = models.get_model(name, weights=None).eval()
     torch.save(whole.state_dict(), tmp_path / "w.pth")
-    backbone = load_backbone(name, str(tmp_path / "w.pth"), 2, seed=0)
-    assert backbone.head is not None
-    weight, bias = backbone.head
+    network = load_backbone(name, str(tmp_path / "w.pth"), 2, seed=0).network
+    assert network.pretrained_head is not None
     batch = torch.randn(2, 3, 96, 96)
     with torch.inference_mode():
-        assert backbone.network.outputs(batch)[1].numpy() @ weight.T + bias == pytest.approx(whole(batch).numpy(), abs=1e-4)
-
-
-@pytest.mark.parametrize("name", ["convnext_tiny", "mobilenet_v3_small"])
-def test_a_pretrained_head_of_several_layers_is_none(name: str, tmp_path: Path):
-    torch.save(models.get_model(name, weights=None).state_dict(), tmp_path / "w.pth")
-    assert load_backbone(name, str(tmp_path / "w.pth"), 2, seed=0).head is None
+        logits = network.pretrained_head(network.outputs(batch)[1])
+        assert logits.numpy() == pytest.approx(whole(batch).numpy(), abs=1e-4)
 
 
 def test_without_pretrained_weights_or_their_classifier_there_is_no_pretrained_head(tmp_path: Path):
-    assert untrained().head is None
+    assert untrained().network.pretrained_head is None
     features = untrained().network.features.state_dict()
     torch.save(features, tmp_path / "features.pth")
-    assert load_backbone("shufflenet_v2_x0_5", str(tmp_path / "features.pth"), 2, seed=0).head is None
+    assert load_backbone("shufflenet_v2_x0_5", str(tmp_path / "features.pth"), 2, seed=0).network.pretrained_head is None
 
 
 def test_weights_of_another_network_are_refused(weights: Path):

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import numpy as np
+import torch
 from scipy.optimize import minimize_scalar
 
 from catdog_pyfunc.classifier import softmax
+from catdog_pyfunc.network import Network, nearest_similarity
 from catdog_pyfunc.pipeline.training.embeddings import batches
 from catdog_pyfunc.preprocessing import Floats
 
 ACCEPTED_FRACTION = 0.98  # of val, by the OOD threshold
-MAX_REFERENCES = 2_000  # embeddings kept for comparison: 5 MB of float16 at 1,280 dimensions
+MAX_REFERENCES = 1_000  # embeddings kept for comparison: every prediction reads them all
 _MIN_TEMPERATURE, _MAX_TEMPERATURE = 0.05, 20.0
 
 
@@ -37,24 +39,24 @@ def fit_temperature(logits: Floats, labels: list[int]) -> float:
     return float(np.exp(result.x))
 
 
-def fit_ood_threshold(train: Floats, val: Floats, seed: int) -> tuple[Floats, float]:
+def fit_ood_threshold(network: Network, train: Floats, val: Floats, seed: int) -> tuple[Floats, float]:
     """Select the reference embeddings and fit the similarity below which an image counts as out-of-distribution.
 
     Args:
-        train: Embeddings (N, D) of training images; at most 2,000 of them, sampled by seed, become the reference.
-        val: Embeddings (M, D) of other images from the same distribution.
+        network: Says by what embeddings are compared.
+        train: Embeddings (N, D) of training images; at most 1,000 of them, sampled by seed, become the reference.
+        val: Embeddings of other images from the same distribution.
         seed: Seed of the sampling.
 
     Returns:
-        The reference embeddings (K, D), each of length 1, and the threshold: 98 % of val are at least as similar.
+        The reference embeddings (M, D), and the threshold: 98 % of val are at least as similar.
     """
     if len(train) > MAX_REFERENCES:
         train = train[np.sort(np.random.default_rng(seed).choice(len(train), MAX_REFERENCES, replace=False))]
-    reference = _normalised(train).astype(np.float16).astype(np.float32)  # the precision it is stored in
-    # As `ServingNetwork`; all N × K similarities would outgrow the memory.
-    similarity = np.concatenate([(_normalised(batch) @ reference.T).max(axis=1) for batch in batches(val)])
-    return reference, float(np.quantile(similarity, 1 - ACCEPTED_FRACTION))
-
-
-def _normalised(embedding: Floats) -> Floats:
-    return np.asarray(embedding / np.maximum(np.linalg.norm(embedding, axis=1, keepdims=True), 1e-12))
+    reference = train.astype(np.float16).astype(np.float32)  # the precision it is stored in
+    with torch.inference_mode():
+        features = network.ood_features(torch.from_numpy(reference)).half().float()  # as in `ServingNetwork`
+        similarity = torch.cat(  # all N × M similarities would outgrow the memory
+            [nearest_similarity(network.ood_features(torch.from_numpy(batch)), features) for batch in batches(val)]
+        )
+    return reference, float(np.quantile(similarity.numpy(), 1 - ACCEPTED_FRACTION))

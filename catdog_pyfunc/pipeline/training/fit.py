@@ -39,7 +39,7 @@ class FitResult:
     Attributes:
         dataset: The dataset without its corrupt images.
         temperature: Divisor of the logits.
-        reference_embeddings: (M, D), embeddings of training images, each of length 1.
+        reference_embeddings: (M, D), embeddings of training images.
         ood_threshold: Similarity to the reference embeddings below which an image counts as out-of-distribution.
     """
 
@@ -79,7 +79,7 @@ def fit(config: TrainingConfig, dataset: Dataset, backbone: Backbone) -> FitResu
     weight, bias = (parameter.detach().numpy() for parameter in backbone.network.head.parameters())
     logits = np.concatenate([batch @ weight.T + bias for batch in batches(embeddings["val"])])
     temperature = fit_temperature(logits, _labels(dataset, "val"))
-    reference, threshold = fit_ood_threshold(embeddings["train"], embeddings["val"], config.seed)
+    reference, threshold = fit_ood_threshold(backbone.network, embeddings["train"], embeddings["val"], config.seed)
     mlflow.log_params({"calibration.temperature": f"{temperature:.4f}", "ood.threshold": f"{threshold:.4f}"})
     return FitResult(dataset, temperature, reference, threshold)
 
