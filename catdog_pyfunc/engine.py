@@ -109,9 +109,8 @@ class TorchEngine:
         description = bundle.description
         weights = load_file(bundle.path / WEIGHTS)
         _check_classes(bundle, weights["head.weight"].shape[0])
-        network = build_network(description.backbone, len(description.classes))
-        if not any(name.startswith("pretrained_head.") for name in weights):
-            network.pretrained_head = None
+        pretrained_head = any(name.startswith("pretrained_head.") for name in weights)
+        network = build_network(description.backbone, len(description.classes), pretrained_head=pretrained_head)
         network.load_state_dict(weights)
         serving = ServingNetwork(network, description.preprocess, torch.from_numpy(bundle.reference_embeddings()))
         self._torch = torch

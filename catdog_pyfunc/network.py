@@ -120,12 +120,13 @@ def nearest_similarity(features: torch.Tensor, reference: torch.Tensor) -> torch
     return (features @ reference.T).amax(1).clamp_max(1)
 
 
-def build_network(backbone: str, n_classes: int) -> Network:
+def build_network(backbone: str, n_classes: int, *, pretrained_head: bool = False) -> Network:
     """Create the network for a backbone, with random weights.
 
     Args:
         backbone: A classification model's name in `torchvision.models`.
         n_classes: The number of classes.
+        pretrained_head: Whether to keep the layers of the backbone's own classifier, for weights that are loaded into them.
 
     Returns:
         The network, in evaluation mode.
@@ -142,7 +143,7 @@ def build_network(backbone: str, n_classes: int) -> Network:
     features, head = split(model.eval(), backbone)
     with torch.inference_mode():
         dimension = features(torch.zeros(1, 3, 224, 224)).shape[1]
-    return Network(features, dimension, n_classes, head).eval()
+    return Network(features, dimension, n_classes, head if pretrained_head else None).eval()
 
 
 def split(model: nn.Module, name: str) -> tuple[fx.GraphModule, fx.GraphModule]:

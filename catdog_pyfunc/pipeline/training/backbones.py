@@ -62,13 +62,11 @@ def load_backbone(name: str, weights: str, n_classes: int, seed: int, image_size
         InvalidWeights: The weights cannot be downloaded or read, or belong to another network.
     """
     torch.manual_seed(seed)
-    network = build_network(name, n_classes)
+    network = build_network(name, n_classes, pretrained_head=weights != NONE)
     label = weights
-    if weights == NONE:
-        network.pretrained_head = None  # of random features, there is nothing that it could know
-    elif weights == IMAGENET:
+    if weights == IMAGENET:
         _load_pretrained(network, _download(name), f"torchvision's {name}")
-    else:
+    elif weights != NONE:
         _load_pretrained(network, _read(Path(weights)), weights)
         label = Path(weights).name
     return Backbone(name, network, label, _digest(name, network), _preprocess(name, image_size))

@@ -109,7 +109,7 @@ def assist() -> None:
             raise InvalidData(
                 f"{train[0].path} is not on {socket.gethostname()}: every machine needs the images at the same path"
             )
-        network = build_network(job["backbone"], job["classes"])
+        network = build_network(job["backbone"], job["classes"], pretrained_head=job["pretrained_head"])
         spec, config = Preprocess.from_dict(job["preprocess"]), FinetuneConfig(**job["config"])
         for _ in _Trainer(network, train, val, spec, config, ranks).epochs():
             pass
@@ -120,6 +120,7 @@ def _job(backbone: Backbone, train: Sequence[Example], val: Sequence[Example], c
     job = {
         "backbone": backbone.name,
         "classes": backbone.network.head.out_features,
+        "pretrained_head": backbone.network.pretrained_head is not None,
         "preprocess": backbone.preprocess.to_dict(),
         "config": asdict(config),
         "train": [(str(example.path.absolute()), example.label) for example in train],
