@@ -28,7 +28,7 @@ from catdog_pyfunc import export
 from catdog_pyfunc.bundle import Description
 from catdog_pyfunc.cpu import available_cores
 from catdog_pyfunc.engine import OnnxEngine
-from catdog_pyfunc.network import Network, nearest_similarity
+from catdog_pyfunc.network import Network, similarity
 from catdog_pyfunc.pipeline.console import markdown_table, progress
 from catdog_pyfunc.pipeline.data.catalog import load_dataset
 from catdog_pyfunc.pipeline.training.backbones import Backbone, load_backbone
@@ -84,7 +84,7 @@ def scores(network: Network) -> dict[str, Fit]:
 
     def served(train: torch.Tensor) -> Score:
         reference = network.ood_features(train).half().float()
-        return lambda x: nearest_similarity(network.ood_features(x), reference)
+        return lambda x: similarity(network.ood_features(x), reference)
 
     def scaled(x: torch.Tensor) -> torch.Tensor:
         return head(x) / head(x).std(1, correction=0, keepdim=True)
