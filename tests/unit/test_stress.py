@@ -127,11 +127,11 @@ def test_a_stress_test_has_an_evaluation_per_corruption_and_severity(stressed: S
     assert table.loc[("none", 0), "accuracy"] == 1.0
     assert table.loc[("brightness", 5), ["accuracy", "n"]].tolist() == [0.25, 8]
     means = stressed.means()
-    assert means["accuracy"] == pystressed.approx(table["accuracy"][1:].mean())
-    assert means["accuracy_brightness"] == pystressed.approx(table.loc["brightness", "accuracy"].mean())
+    assert means["accuracy"] == pytest.approx(table["accuracy"][1:].mean())
+    assert means["accuracy_brightness"] == pytest.approx(table.loc["brightness", "accuracy"].mean())
     assert {"calibration_error", "accepted"} < set(means)
     assert len(means) == 3 + 12
-    assert stressed.accuracy.value == pystressed.approx(means["accuracy"])
+    assert stressed.accuracy.value == pytest.approx(means["accuracy"])
     assert stressed.accuracy.n == 8  # photos, not versions of them
     assert stressed.accuracy.low < stressed.accuracy.value < stressed.accuracy.high
 
