@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import tempfile
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import mlflow
@@ -16,6 +16,7 @@ from catdog_pyfunc.errors import InvalidSetting
 from catdog_pyfunc.pipeline import interrupted, tracking
 from catdog_pyfunc.pipeline.console import log
 from catdog_pyfunc.pipeline.data import catalog
+from catdog_pyfunc.pipeline.data.corrections import file_digest, read_corrections
 from catdog_pyfunc.pipeline.data.dataset import SPLITS, Dataset
 from catdog_pyfunc.pipeline.evaluation.evaluation import Evaluation, evaluate, labelled_images
 from catdog_pyfunc.pipeline.evaluation.predictors import classifier_predictor
@@ -90,7 +91,7 @@ def train(config: TrainingConfig) -> TrainingResult:
 
 
 def _train(config: TrainingConfig, run_id: str) -> TrainingResult:
-    dataset = catalog.load_dataset(config.data)
+    dataset = _load_dataset(config, run_id)
     backbone = _load_backbone(config, dataset)
     fitted = fit(config, dataset, backbone)
     dataset = fitted.dataset
@@ -116,6 +117,26 @@ def _log_start(config: TrainingConfig, active: mlflow.ActiveRun, processes: int)
     mlflow.log_params({**tracking.environment_params(), "system.processes": processes})
     mlflow.set_tag("author", versions.author())
     ui.set_up_experiment_page(active.info.experiment_id)
+
+
+def _load_dataset(config: TrainingConfig, run_id: str) -> Dataset:
+    given = {"exclude": config.exclude, "relabel": config.relabel}
+    files = {name: Path(file).expanduser() for name, file in given.items() if file}
+    corrections = read_corrections(files)
+    dataset = catalog.load_dataset(config.data, corrections=corrections)
+    if not files:
+        return dataset
+    for name, file in files.items():
+        mlflow.log_artifact(str(file), f"data/{name}")
+        mlflow.log_param(f"{name}.digest", file_digest(file))
+    counts = {"relabelled": len(corrections.labels), "excluded": len(corrections.excluded)}
+    mlflow.log_params({f"data.{name}": count for name, count in counts.items()})
+    log(
+        "{relabelled} images relabelled, {excluded} left out, in test, too: the gate will decide on the same".format(
+            **counts
+        )
+    )
+    return replace(dataset, corrected_by={name: f"runs:/{run_id}/data/{name}/{file.name}" for name, file in files.items()})
 
 
 def _load_backbone(config: TrainingConfig, dataset: Dataset) -> Backbone:
