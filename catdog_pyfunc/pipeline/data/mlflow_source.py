@@ -9,7 +9,6 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from mlflow.artifacts import download_artifacts
 from mlflow.data.dataset_source import DatasetSource
 from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
@@ -67,6 +66,8 @@ class ImageFolderSource(DatasetSource):
     def _corrections(self) -> Corrections:
         if not self.corrected_by:
             return NO_CORRECTIONS
+        from mlflow.artifacts import download_artifacts  # MLflow imports this module before it is complete
+
         try:
             with tempfile.TemporaryDirectory() as scratch:
                 files = {

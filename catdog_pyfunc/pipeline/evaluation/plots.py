@@ -137,11 +137,11 @@ def stress(test: StressTest) -> Figure:
         values = np.full((len(rows), len(SEVERITIES)), test.baseline.estimates[metric].value)
         for place, evaluation in enumerate(test.corrupted.values(), start=len(SEVERITIES)):
             values.flat[place] = evaluation.estimates[metric].value
-        lower_is_better = metric == "calibration_error"
-        shades = "Reds" if lower_is_better else "Blues"
-        axes.imshow(values, cmap=shades, vmin=0, vmax=0.5 if lower_is_better else 1, aspect="auto")
+        low = 1 / len(test.baseline.classes) if metric == "accuracy" else 0.0  # a random classifier's
+        colours, high = ("Reds", 0.5) if metric == "calibration_error" else ("Blues", 1.0)
+        axes.imshow(values, cmap=colours, vmin=low, vmax=high, aspect="auto")
         for (row, column), value in np.ndenumerate(values):
-            dark = value > (0.25 if lower_is_better else 0.5)
+            dark = value > (low + high) / 2
             if row or column == 1:  # the baseline has one value
                 text = "" if math.isnan(value) else f"{value:.3f}"
                 axes.text(column, row, text, ha="center", va="center", fontsize=8.5, color="white" if dark else "black")
