@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from catdog_pyfunc.pipeline.evaluation.intervals import Estimate
     from catdog_pyfunc.pipeline.evaluation.metrics import Reliability
     from catdog_pyfunc.pipeline.evaluation.runs import EvaluationConfig, evaluate_model
+    from catdog_pyfunc.pipeline.labelling.select import Selection, SelectionConfig, select
     from catdog_pyfunc.pipeline.registry.audit_log import Entry
     from catdog_pyfunc.pipeline.registry.checks import Check
     from catdog_pyfunc.pipeline.registry.gate import GateReport, Thresholds
@@ -70,6 +71,8 @@ __all__ = [
     "Reliability",
     "ScoringConfig",
     "ScoringResult",
+    "Selection",
+    "SelectionConfig",
     "Summary",
     "Thresholds",
     "TrackingError",
@@ -82,6 +85,7 @@ __all__ = [
     "register",
     "roll_back",
     "score",
+    "select",
     "train",
 ]
 _MODULES = {
@@ -91,6 +95,7 @@ _MODULES = {
     "evaluation.intervals": ("Estimate",),
     "evaluation.metrics": ("Reliability",),
     "evaluation.runs": ("EvaluationConfig", "evaluate_model"),
+    "labelling.select": ("Selection", "SelectionConfig", "select"),
     "registry.audit_log": ("Entry",),
     "registry.checks": ("Check",),
     "registry.gate": ("GateReport", "Thresholds"),

@@ -82,13 +82,13 @@ def read_export(file: Path) -> list[tuple[str, str]]:
     """
     try:
         exported = json.loads(file.read_text(encoding="utf-8"))
-        annotated = [(task["data"]["path"], label) for task in exported if (label := _label(task)) is not None]
+        labelled = [(str(task["data"]["path"]), _label(task)) for task in exported]
     except (ValueError, KeyError, IndexError, TypeError, AttributeError):
         raise InvalidData(
             f"{file} is not what Label Studio exports as 'JSON' for tasks of this project: export it in that format, not "
             "JSON-MIN, with 'path' among the data of each task"
         ) from None
-    return [(str(path), "" if label == LEAVE_OUT else label) for path, label in annotated]
+    return [(path, "" if label == LEAVE_OUT else label) for path, label in labelled if label is not None]
 
 
 def _label(task: dict[str, Any]) -> str | None:
