@@ -29,6 +29,7 @@ from catdog_pyfunc.errors import (
 
 if TYPE_CHECKING:
     from catdog_pyfunc.pipeline.data.catalog import load_dataset
+    from catdog_pyfunc.pipeline.data.corrections import Corrections, read_corrections
     from catdog_pyfunc.pipeline.data.dataset import Dataset, Example
     from catdog_pyfunc.pipeline.evaluation.evaluation import Evaluation, LabelledImage
     from catdog_pyfunc.pipeline.evaluation.intervals import Estimate
@@ -50,6 +51,7 @@ if TYPE_CHECKING:
 __all__ = [
     "CatDogError",
     "Check",
+    "Corrections",
     "Dataset",
     "EnginesDisagree",
     "Entry",
@@ -82,6 +84,7 @@ __all__ = [
     "history",
     "load_dataset",
     "promote",
+    "read_corrections",
     "register",
     "roll_back",
     "score",
@@ -90,6 +93,7 @@ __all__ = [
 ]
 _MODULES = {
     "data.catalog": ("load_dataset",),
+    "data.corrections": ("Corrections", "read_corrections"),
     "data.dataset": ("Dataset", "Example"),
     "evaluation.evaluation": ("Evaluation", "LabelledImage"),
     "evaluation.intervals": ("Estimate",),
