@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import mlflow
@@ -141,13 +142,15 @@ def store(tmp_path: Path) -> mlflow.MlflowClient:
 
 
 def test_a_corrected_test_split_is_opened_again_as_it_was_corrected(
-    drawn: Path, table: Path, store: mlflow.MlflowClient, monkeypatch: pytest.MonkeyPatch
+    drawn: Path, table: Path, store: mlflow.MlflowClient, tmp_path: Path
 ):
-    config = TrainingConfig(str(drawn), exclude=str(table), relabel=str(table))
+    photos = shutil.copytree(drawn, tmp_path / "photos")
+    config = TrainingConfig(str(photos), exclude=str(table), relabel=str(table))
     with tracking.run() as active:
         dataset = train._load_dataset(config, active.info.run_id)
         tracking.log_dataset(dataset, "test")
     table.write_text("edited since")
+    (photos / ROWS["path"][0]).unlink()  # of another split
     run = store.get_run(active.info.run_id)
     assert {name: run.data.params[name] for name in ("data.relabelled", "data.excluded")} == {
         "data.relabelled": "2",
@@ -157,7 +160,7 @@ def test_a_corrected_test_split_is_opened_again_as_it_was_corrected(
     source = source_of(run)
     assert source is not None
     again = source.load()
-    assert again.digest("test") == dataset.digest("test") != catalog.load_dataset(str(drawn)).digest("test")
+    assert again.digest("test") == dataset.digest("test") != catalog.load_dataset(str(photos)).digest("test")
     assert again.corrected_by == dataset.corrected_by  # for the run of a promotion
     gone = ImageFolderSource(source.data, "test", source.digest, {"relabel": f"runs:/{active.info.run_id}/no.csv"})
     with pytest.raises(InvalidData, match=r"the corrections runs:/.*/no\.csv are not available"):

@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from catdog_pyfunc.classifier import Prediction
+from catdog_pyfunc.errors import InvalidData
 from catdog_pyfunc.pipeline.evaluation import plots
 from catdog_pyfunc.pipeline.evaluation.corruptions import CORRUPTIONS, NONE, SEVERITIES, corrupt, corrupt_at_random
 from catdog_pyfunc.pipeline.evaluation.evaluation import LabelledImage
@@ -153,6 +154,11 @@ def test_a_model_without_a_domain_has_two_heat_tables():
     test = stress_test(always, grey_images()[-2:], ("cat", "dog"))
     assert test.metrics == ("accuracy", "calibration_error")
     assert len(plots.stress(test).axes) == 2
+
+
+def test_without_readable_images_there_is_no_stress_test():
+    with pytest.raises(InvalidData, match="there are no images of cat, dog to evaluate on"):
+        stress_test(bright_are_cats, [], ("cat", "dog"))
 
 
 def test_for_the_gate_each_image_is_corrupted_in_one_way(images: list[bytes]):

@@ -73,7 +73,7 @@ class StressTest:
 
 
 def stress_test(predict: Predictor, images: Sequence[LabelledImage], classes: Sequence[str], seed: int = 0) -> StressTest:
-    """Evaluate a model on images as they are and under each of the 36 corruptions.
+    """Evaluate a model on images that are only scaled, and under each of the 36 corruptions.
 
     Args:
         predict: The model; see `predictors`. It is called 37 times with each image.
@@ -85,6 +85,7 @@ def stress_test(predict: Predictor, images: Sequence[LabelledImage], classes: Se
         The evaluations.
 
     Raises:
+        InvalidData: There are no images.
         ModelFailed: The model raised, hung, or returned predictions that cannot be used.
     """
     kinds = [(NONE, 0), *product(CORRUPTIONS, SEVERITIES)]
@@ -94,10 +95,10 @@ def stress_test(predict: Predictor, images: Sequence[LabelledImage], classes: Se
         for image in images
     ]
     predictions = [prediction for contents in read_batches(corrupted) for prediction in predict(contents, False)]
-    evaluations = [
-        measure(tuple(classes), list(zip(images, predictions[start : start + len(images)], strict=True)), seed)
-        for start in range(0, len(predictions), len(images))
-    ]
+    evaluations = []
+    for number in range(len(kinds)):
+        found = predictions[number * len(images) : (number + 1) * len(images)]
+        evaluations.append(measure(tuple(classes), list(zip(images, found, strict=True)), seed))
     return StressTest(evaluations[0], dict(zip(kinds[1:], evaluations[1:], strict=True)))
 
 

@@ -129,12 +129,10 @@ def _load_dataset(config: TrainingConfig, run_id: str) -> Dataset:
     for name, file in files.items():
         mlflow.log_artifact(str(file), f"data/{name}")
         mlflow.log_param(f"{name}.digest", file_digest(file))
-    counts = {"relabelled": len(corrections.labels), "excluded": len(corrections.excluded)}
-    mlflow.log_params({f"data.{name}": count for name, count in counts.items()})
+    relabelled, excluded = len(corrections.labels), len(corrections.excluded)
+    mlflow.log_params({"data.relabelled": relabelled, "data.excluded": excluded})
     log(
-        "{relabelled} images relabelled, {excluded} left out, in test, too: the gate will decide on the same".format(
-            **counts
-        )
+        f"{relabelled} images relabelled and {excluded} left out, also in test: the gate will decide on the corrected labels"
     )
     return replace(dataset, corrected_by={name: f"runs:/{run_id}/data/{name}/{file.name}" for name, file in files.items()})
 
