@@ -45,7 +45,7 @@ class Dataset:
         classes: Class names in sorted order, which is the order of the logits.
         splits: "train", "val", "test" → images.
         problems: What was left out and why, one sentence each.
-        corrected_by: "exclude", "relabel" → the file in an MLflow run, of those that corrected the data.
+        corrected_by: "exclude", "relabel" → URI of the file, in an MLflow run, that corrected the data.
     """
 
     source: str

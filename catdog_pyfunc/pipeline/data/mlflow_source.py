@@ -71,7 +71,7 @@ class ImageFolderSource(DatasetSource):
         try:
             with tempfile.TemporaryDirectory() as scratch:
                 files = {
-                    name: Path(download_artifacts(artifact_uri=uri, dst_path=f"{scratch}/{name}"))
+                    name: Path(download_artifacts(artifact_uri=uri, dst_path=scratch))
                     for name, uri in self.corrected_by.items()
                 }
                 # Other splits may have changed; whether this one has, its digest tells.

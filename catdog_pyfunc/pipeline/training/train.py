@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import shutil
 import tempfile
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -126,15 +127,22 @@ def _load_dataset(config: TrainingConfig, run_id: str) -> Dataset:
     dataset = catalog.load_dataset(config.data, corrections=corrections)
     if not files:
         return dataset
-    for name, file in files.items():
-        mlflow.log_artifact(str(file), f"data/{name}")
-        mlflow.log_param(f"{name}.digest", file_digest(file))
+    corrected_by = {name: _log_corrections(name, file, run_id) for name, file in files.items()}
     relabelled, excluded = len(corrections.labels), len(corrections.excluded)
     mlflow.log_params({"data.relabelled": relabelled, "data.excluded": excluded})
     log(
-        f"{relabelled} images relabelled and {excluded} left out, also in test: the gate will decide on the corrected labels"
+        f"{relabelled} images relabelled and {excluded} left out, in test, too: the gate will decide on the corrected labels"
     )
-    return replace(dataset, corrected_by={name: f"runs:/{run_id}/data/{name}/{file.name}" for name, file in files.items()})
+    return replace(dataset, corrected_by=corrected_by)
+
+
+def _log_corrections(name: str, file: Path, run_id: str) -> str:
+    """Log a file of corrections and its digest; the artifact's URI."""
+    mlflow.log_param(f"{name}.digest", file_digest(file))
+    known = f"{name}{file.suffix if file.suffix in ('.json', '.parquet') else '.csv'}"
+    with tempfile.TemporaryDirectory() as scratch:  # MLflow could not download a name with "#" or "%"
+        mlflow.log_artifact(shutil.copy(str(file), str(Path(scratch, known))), "data")
+    return f"runs:/{run_id}/data/{known}"
 
 
 def _load_backbone(config: TrainingConfig, dataset: Dataset) -> Backbone:
