@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import click
 
 from catdog_pyfunc.pipeline import tracking
@@ -17,7 +19,9 @@ def command(**options: object) -> None:
     config = build(SelectionConfig, options)
     with tracking.run() as run:
         selection = select(config)
-    rows = [[image.name, str(p.label), f"{p.confidence:.4f}"] for image, p in selection.selected]
-    click.echo(text_table([["image", "prediction", "confidence"], *rows]))
+    predicted = Counter(prediction.label for _, prediction in selection.selected)
+    click.echo(
+        text_table([["selected, predicted to be", "images"], *([str(k), str(n)] for k, n in predicted.most_common())])
+    )
     apart = f"{len(selection.strange)} strange and {len(selection.unreadable)} unreadable images apart"
     click.echo(f"{apart}; galleries, table and tasks for Label Studio are in run {run.info.run_id}")
