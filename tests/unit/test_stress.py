@@ -70,7 +70,7 @@ def test_noise_and_blur_are_as_strong_as_they_say():
         assert blurred.max() < 200, name
 
 
-@pytest.mark.parametrize("size", [(1, 1), (3000, 2), (2, 3000)])
+@pytest.mark.parametrize("size", [(1, 1), (3000, 1), (2, 3000)])
 def test_an_image_of_odd_shape_can_be_corrupted(size: tuple[int, int]):
     content = png(np.zeros((size[1], size[0], 3)))
     shapes = {decoded(corrupt(content, name, severity)).shape for name in CORRUPTIONS for severity in SEVERITIES}
