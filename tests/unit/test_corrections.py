@@ -65,8 +65,10 @@ def test_parquet_and_missing_suggestions_are_read(tmp_path: Path, table: Path):
     parquet = tmp_path / "audit.parquet"
     expected = read_corrections({"exclude": table, "relabel": table})
     assert read_corrections({"exclude": parquet, "relabel": parquet}) == expected
-    (tmp_path / "paths.csv").write_text("path\nNA/1.jpg\n")
-    assert read_corrections({"exclude": tmp_path / "paths.csv"}).excluded == {"NA/1.jpg"}
+    (tmp_path / "paths.csv").write_text("path\na.jpg\n")
+    assert read_corrections({"exclude": tmp_path / "paths.csv"}).excluded == {"a.jpg"}
+    (tmp_path / "sodium.csv").write_text("path,suggestion\na.jpg,NA\n")  # a class that pandas takes for a missing value
+    assert read_corrections({"relabel": tmp_path / "sodium.csv"}).labels == {"a.jpg": "NA"}
 
 
 def test_a_class_that_loses_its_last_image_is_left_out(drawn: Path, tmp_path: Path):
