@@ -34,6 +34,9 @@ if TYPE_CHECKING:
     from catdog_pyfunc.pipeline.evaluation.intervals import Estimate
     from catdog_pyfunc.pipeline.evaluation.metrics import Reliability
     from catdog_pyfunc.pipeline.evaluation.runs import EvaluationConfig, evaluate_model
+    from catdog_pyfunc.pipeline.monitoring.comparison import Comparison
+    from catdog_pyfunc.pipeline.monitoring.config import DriftConfig
+    from catdog_pyfunc.pipeline.monitoring.drift import DriftReport, check_drift
     from catdog_pyfunc.pipeline.registry.audit_log import Entry
     from catdog_pyfunc.pipeline.registry.checks import Check
     from catdog_pyfunc.pipeline.registry.gate import GateReport, Thresholds
@@ -49,7 +52,10 @@ if TYPE_CHECKING:
 __all__ = [
     "CatDogError",
     "Check",
+    "Comparison",
     "Dataset",
+    "DriftConfig",
+    "DriftReport",
     "EnginesDisagree",
     "Entry",
     "Estimate",
@@ -75,6 +81,7 @@ __all__ = [
     "TrackingError",
     "TrainingConfig",
     "TrainingResult",
+    "check_drift",
     "evaluate_model",
     "history",
     "load_dataset",
@@ -91,6 +98,9 @@ _MODULES = {
     "evaluation.intervals": ("Estimate",),
     "evaluation.metrics": ("Reliability",),
     "evaluation.runs": ("EvaluationConfig", "evaluate_model"),
+    "monitoring.comparison": ("Comparison",),
+    "monitoring.config": ("DriftConfig",),
+    "monitoring.drift": ("DriftReport", "check_drift"),
     "registry.audit_log": ("Entry",),
     "registry.checks": ("Check",),
     "registry.gate": ("GateReport", "Thresholds"),
