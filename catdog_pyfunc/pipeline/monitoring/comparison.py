@@ -45,9 +45,9 @@ def compare(
 ) -> tuple[Comparison, ...]:
     """Compare each quantity.
 
-    More images out of domain, and more errors, are drift, but not fewer (Fisher's exact test, one-sided). Labels are compared
-    by Pearson's χ² test, distributions by the two-sample Kolmogorov–Smirnov test, in the observed sample's buckets if that has
-    any: ties make the test conservative, never more likely to raise a false alarm.
+    More images out of domain, and more errors, are drift, but not fewer (Fisher's exact test, one-sided). Labels are
+    compared by Pearson's χ² test, distributions by the two-sample Kolmogorov–Smirnov test, in the observed sample's buckets
+    if that has any: the ties make the test conservative, never more likely to raise a false alarm.
 
     Args:
         reference: Of the test split; its values are exact.
@@ -98,10 +98,10 @@ def _labels(reference: Mapping[str, int], observed: Mapping[str, int]) -> Compar
         return _nothing("label")
     fractions = counts / counts.sum(axis=1, keepdims=True)
     most = int(np.abs(fractions[1] - fractions[0]).argmax())
-    words = [f"{fraction:.1%} {names[most]}" for fraction in fractions[:, most]]
+    before, now = (f"{fraction:.1%} {names[most]}" for fraction in fractions[:, most])
     counts = _without_rare(counts)
     p = stats.chi2_contingency(counts).pvalue if counts.shape[1] > 1 else 1.0
-    return Comparison("label", *words, float(np.abs(fractions[1] - fractions[0]).sum() / 2), float(p))
+    return Comparison("label", before, now, float(np.abs(fractions[1] - fractions[0]).sum() / 2), float(p))
 
 
 def _without_rare(counts: Values) -> Values:
@@ -116,8 +116,8 @@ def _distribution(name: str, reference: Values, observed: Values) -> Comparison:
     if not (len(reference) and len(observed)):
         return _nothing(name)
     test = stats.ks_2samp(reference, observed, method="asymp")
-    words = [f"median {np.median(values):.4g}" for values in (reference, observed)]
-    return Comparison(name, *words, float(test.statistic), float(test.pvalue))
+    before, now = (f"median {np.median(values):.4g}" for values in (reference, observed))
+    return Comparison(name, before, now, float(test.statistic), float(test.pvalue))
 
 
 def _nothing(quantity: str) -> Comparison:

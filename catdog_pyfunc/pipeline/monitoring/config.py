@@ -19,7 +19,7 @@ class DriftConfig:
 
     Attributes:
         version: The version's number.
-        source: What the version has predicted: URL of a Prometheus that scrapes its deployment, or output folder of score. Or
+        source: What the version has predicted: URL of a Prometheus that scrapes its deployment, output folder of score, or
             images as score takes them, which are scored first.
         since: How far to look back in a Prometheus, such as 30m, 24h or 7d; of other sources, everything counts.
         name: The registered model.

@@ -99,7 +99,8 @@ def _scored(folder: Path, model_uri: str, digest: str) -> pd.DataFrame:
     found = model_digest(folder)
     if found != digest:
         raise InvalidData(f"{folder} has the predictions of another model ({found:.12}) than {model_uri} ({digest:.12})")
-    return ds.dataset(folder, format="parquet").to_table(_COLUMNS).to_pandas()
+    frame: pd.DataFrame = ds.dataset(folder, format="parquet").to_table(_COLUMNS).to_pandas()
+    return frame
 
 
 def _score(config: DriftConfig) -> pd.DataFrame:
