@@ -1,9 +1,9 @@
-"""How often `catdog drift` is right: seeded resamples of photos that are, or are not, like those that the model was tested on.
+"""How often `catdog drift` is right: seeded resamples of photos that are, or are not, like those of the test split.
 
     python benchmarks/drift.py --model-uri models:/CatDogClassifier/1 --photos photos --others photos-other
 
-Every image is predicted once, and the rows are resampled. The reference is the test split; photos like it are those of val, to
-which the model's OOD threshold was fitted, or the half of the test split that is not in the reference.
+Every image is predicted once, and the rows are resampled. The reference is the test split; photos like it are those of val,
+to which the model's OOD threshold was fitted, or the half of the test split that is not in the reference.
 """
 
 from __future__ import annotations
@@ -64,7 +64,9 @@ def draw(rng: np.random.Generator, *parts: tuple[Rows, int]) -> Rows:
     return pd.concat([rows.iloc[rng.choice(len(rows), count, replace=False)] for rows, count in parts])
 
 
-def scenarios(test: Rows, val: Rows, others: Rows, blur: Rows) -> Mapping[str, Callable[[np.random.Generator], tuple[Rows, Rows]]]:
+def scenarios(
+    test: Rows, val: Rows, others: Rows, blur: Rows
+) -> Mapping[str, Callable[[np.random.Generator], tuple[Rows, Rows]]]:
     """Name → function that draws a reference and what is compared with it."""
 
     def halves(rng: np.random.Generator) -> tuple[Rows, Rows]:

@@ -87,9 +87,15 @@ def _labels(axes: Axes, counts: Sequence[Mapping[str, int]]) -> None:
 
 
 def _distributions(axes: Axes, name: str, values: Sequence[Values]) -> None:
+    known = np.concatenate(values)
+    known = known[np.isfinite(known)]  # the last bucket has no upper bound
+    if not len(known):
+        axes.text(0.5, 0.5, "no images", ha="center", color=_GREY, transform=axes.transAxes)
+        return
+    end = min(known.max(), 1 - _SURE) if name == "confidence" else known.max()
     for each, colour in zip(values, _COLOURS, strict=True):
         if len(each):
-            axes.ecdf(np.clip(each, None, 1 - _SURE) if name == "confidence" else each, color=colour, lw=1.8)
+            axes.ecdf(np.minimum(each, end), color=colour, lw=1.8)
     axes.set(xlabel=name, ylabel="fraction of images below", ylim=(0, 1.01))
     if name == "confidence":
         axes.set_xscale("logit")
