@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
@@ -10,10 +11,10 @@ from typing import Any
 
 MULTIPROCESS_DIR = "PROMETHEUS_MULTIPROC_DIR"  # prometheus-client reads it when it is imported
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
-# Fixed before the model is known, so finer and finer towards 1, where confidences and similarities crowd: each model's own
-# spread meets about as many buckets. `catdog drift` compares them with the test split.
-_CONFIDENCES = tuple(round(1 - 0.8**k, 4) for k in range(1, 36))  # 0.2 … 0.9996
-_SCORES = tuple(round(1 - 2 * 0.9**k, 4) for k in range(76))  # -1 … 0.9993
+# `catdog drift` compares these with the test split. Fixed before the model is known, so finer and finer towards 1, where
+# confidences and similarities crowd; coarser similarities would hide shifts that 200 images can show (benchmarks/drift.py).
+_CONFIDENCES = tuple(round(1 - 0.7**k, 6) for k in range(1, 35))  # 0.3 … 0.999995
+_SCORES = (*(k / 10 for k in range(-10, 0)), *(k / 50 for k in range(45)), *(round(1 - 0.1 * 0.9**k, 4) for k in range(45)))
 _BYTES = tuple(round(1024 * 2 ** (k / 2)) for k in range(33))  # 1 KiB … 64 MiB
 
 
@@ -88,7 +89,7 @@ class Metrics:
         size = len(image) if isinstance(image, bytes) else len(image) * 3 // 4 if isinstance(image, str) else None
         measured = (self._confidence, row.get("confidence")), (self._score, row.get("domain_score")), (self._bytes, size)
         for histogram, value in measured:
-            if isinstance(value, (int, float)):
+            if isinstance(value, (int, float)) and math.isfinite(value):
                 histogram.observe(value)
 
     def render(self) -> bytes:
