@@ -16,7 +16,8 @@ from catdog_pyfunc.pipeline.monitoring.sample import Sample, Values
 _COLOURS = ("#4c78a8", "#f58518")  # test split, now
 _DRIFTED, _GREY = "#c0392b", "#777777"
 _MAX_LABELS = 12
-_SURE = 1e-4  # confidences closer to 1 are drawn there: the axis has no 1
+_TICKS = (0.5, 0.9, 0.99, 0.999, 0.9999)  # of confidence
+_SURE = 1e-5  # confidences closer to 1 are drawn there: the axis has no 1
 
 
 def plot(comparisons: Sequence[Comparison], reference: Sample, observed: Sample) -> Figure:
@@ -41,6 +42,7 @@ def plot(comparisons: Sequence[Comparison], reference: Sample, observed: Sample)
         axes.set_title(title, fontsize=10, color=colour)
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(alpha=0.25)
+        axes.set_axisbelow(True)
     names = f"test split ({reference.images} images)", f"now ({observed.images} images)"
     handles = [figure.axes[0].bar([0], [0], color=colour, label=name) for colour, name in zip(_COLOURS, names, strict=True)]
     figure.legend(handles=handles, frameon=False, loc="outside lower center", ncols=2)
@@ -61,12 +63,9 @@ def _pane(axes: Axes, quantity: str, samples: tuple[Sample, Sample]) -> None:
 def _fractions(axes: Axes, what: str, counts: Sequence[tuple[int, int]]) -> None:
     estimates = [wilson(*each) for each in counts]
     heights = np.nan_to_num([each.value for each in estimates])
-    reach = [
-        [h - e.low for h, e in zip(heights, estimates, strict=True)],
-        [e.high - h for h, e in zip(heights, estimates, strict=True)],
-    ]
+    ends = np.array([(each.low, each.high) for each in estimates]).T
     axes.bar(["test split", "now"], heights, color=_COLOURS, width=0.6)
-    axes.errorbar([0, 1], heights, np.abs(reach), fmt="none", color="black", capsize=5)
+    axes.errorbar([0, 1], heights, np.abs(ends - heights), fmt="none", color="black", capsize=5)
     axes.set(ylabel=what, ylim=(0, None))
     axes.yaxis.set_major_formatter(PercentFormatter(1))
 
@@ -81,7 +80,7 @@ def _labels(axes: Axes, counts: Sequence[Mapping[str, int]]) -> None:
         axes.barh(places, [fractions[name][side] for name in shown], 0.4, color=colour)
     axes.set_yticks(range(len(shown)), shown)
     axes.invert_yaxis()
-    left_out = f" (the {len(shown)} that changed most)" if len(shown) < len(names) else ""
+    left_out = f"\nthe {len(shown)} of {len(names)} that changed most" if len(shown) < len(names) else ""
     axes.set(xlabel=f"fraction of predictions{left_out}")
     axes.xaxis.set_major_formatter(PercentFormatter(1))
 
@@ -99,8 +98,8 @@ def _distributions(axes: Axes, name: str, values: Sequence[Values]) -> None:
     axes.set(xlabel=name, ylabel="fraction of images below", ylim=(0, 1.01))
     if name == "confidence":
         axes.set_xscale("logit")
-        axes.xaxis.set_major_formatter("{x:.4g}")
-        axes.xaxis.set_minor_formatter("")
+        axes.set_xticks(_TICKS, [f"{tick:g}" for tick in _TICKS])
+        axes.set_xticks([], minor=True)
     if name == "image_bytes":
         axes.set_xscale("log")
         axes.xaxis.set_major_formatter(EngFormatter("B"))
