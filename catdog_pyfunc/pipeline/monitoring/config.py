@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from urllib.parse import urlsplit
 
 from catdog_pyfunc.errors import InvalidSetting
 from catdog_pyfunc.pipeline.registry.versions import NAME
@@ -38,6 +39,8 @@ class DriftConfig:
     ignore: str = ""
 
     def __post_init__(self) -> None:
+        if urlsplit(self.source).password:
+            raise InvalidSetting("source is a URL with a password, which the run would show: write it into ~/.netrc")
         if not _DURATION.fullmatch(self.since):
             raise InvalidSetting(f"since is {self.since!r}; give a duration such as 30m, 24h or 7d")
         if not 0 < self.alpha < 1:

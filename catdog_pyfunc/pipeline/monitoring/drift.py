@@ -61,7 +61,6 @@ def check_drift(config: DriftConfig) -> DriftReport:
 
     Raises:
         RegistryError: There is no such version, or it has no predictions on a test split.
-        InvalidSetting: The URL of the source holds a password.
         InvalidData: The source cannot be used, has no images, or has another model's predictions.
         InvalidBundle: The version's model is damaged.
         TrackingError: The tracking store cannot be reached or written.
@@ -89,16 +88,19 @@ def _observe(config: DriftConfig, stored: pa.Table) -> Sample:
     if prometheus.is_prometheus(config.source):
         return prometheus.read(config.source, config.name, config.version, config.since)
     folder = Path(config.source).expanduser()
-    if (folder / SUCCESS).exists():
-        return from_rows(_scored(folder, config.model_uri, stored.schema.metadata[MODEL_DIGEST.encode()].decode()))
+    if found := model_digest(folder):
+        return from_rows(_scored(folder, found, stored.schema.metadata[MODEL_DIGEST.encode()].decode()))
     return from_rows(_score(config))
 
 
-def _scored(folder: Path, model_uri: str, digest: str) -> pd.DataFrame:
+def _scored(folder: Path, found: str, wanted: str) -> pd.DataFrame:
     """The predictions in an output of `score`."""
-    found = model_digest(folder)
-    if found != digest:
-        raise InvalidData(f"{folder} has the predictions of another model ({found:.12}) than {model_uri} ({digest:.12})")
+    if found != wanted:
+        raise InvalidData(
+            f"{folder} has the predictions of model {found:.12}, and this version is {wanted:.12}: score with this version"
+        )
+    if not (folder / SUCCESS).exists():
+        raise InvalidData(f"{folder} is not complete: run the command that began it again, which goes on from there")
     frame: pd.DataFrame = ds.dataset(folder, format="parquet").to_table(_COLUMNS).to_pandas()
     return frame
 
@@ -107,8 +109,8 @@ def _score(config: DriftConfig) -> pd.DataFrame:
     """The predictions for images that nobody has scored yet."""
     with tempfile.TemporaryDirectory(prefix="catdog-") as scratch, flavor.opened_bundle(config.model_uri) as bundle:
         images = open_images(config.source, Path(scratch) / "images.parquet")
-        rows = local.score(Classifier(bundle), images.items(), heatmaps=False)
-        return pd.DataFrame(progress(rows, "scoring images", images.count), columns=_COLUMNS)
+        rows = progress(local.score(Classifier(bundle), images.items(), heatmaps=False), "scoring images", images.count)
+        return pd.DataFrame([[row.get(name) for name in _COLUMNS] for row in rows], columns=_COLUMNS)
 
 
 def _log(report: DriftReport, reference: Sample, observed: Sample) -> None:

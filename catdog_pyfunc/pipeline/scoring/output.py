@@ -51,8 +51,9 @@ def columns(heatmaps: bool, metadata: Mapping[str, str]) -> pa.Schema:
 
 
 def model_digest(folder: Path) -> str:
-    """The digest of the model whose predictions an output holds; "" if its files do not say."""
-    metadata = pq.read_metadata(min(folder.glob("part-*.parquet"))).metadata or {}
+    """The digest of the model whose predictions a folder holds; "" if it is no output."""
+    part = next(folder.glob("part-*.parquet"), None)
+    metadata = (pq.read_metadata(part).metadata or {}) if part else {}
     if MODEL_DIGEST.encode() in metadata:
         return str(metadata[MODEL_DIGEST.encode()].decode())
     of_spark = json.loads(metadata.get(_SPARK_SCHEMA, b'{"fields": [{"metadata": {}}]}'))  # that of the column `path`
