@@ -28,14 +28,7 @@ from catdog_pyfunc.pipeline.scoring import local
 from catdog_pyfunc.pipeline.scoring.inputs import Item
 
 Rows = pd.DataFrame
-BUCKETS = {
-    name: np.array([*bounds, np.inf])
-    for name, bounds in {
-        "domain_score": metrics._SCORES,
-        "confidence": metrics._CONFIDENCES,
-        "image_bytes": metrics._BYTES,
-    }.items()
-}
+BUCKETS = {name: np.array([*bounds, np.inf]) for name, bounds in metrics.BUCKETS.items()}
 
 
 def blurred(image: bytes) -> bytes:

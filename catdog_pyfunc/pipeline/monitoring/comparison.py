@@ -61,11 +61,9 @@ def compare(
     """
     reference = reference.in_buckets_of(observed)
     made = {
-        "in_domain": _more(
-            "outside", reference.out_of_domain, reference.readable, observed.out_of_domain, observed.readable
-        ),
+        "in_domain": _more("in_domain", "outside", *((each.out_of_domain, each.readable) for each in (reference, observed))),
         "label": _labels(reference.labels, observed.labels),
-        "error": _more("unreadable", reference.errors, reference.images, observed.errors, observed.images),
+        "error": _more("error", "unreadable", *((each.errors, each.images) for each in (reference, observed))),
         **{name: _distribution(name, reference.values[name], observed.values[name]) for name in DISTRIBUTIONS},
     }
     deciding = [name for name in QUANTITIES if name not in ignored]
@@ -81,14 +79,14 @@ def compare(
     )
 
 
-def _more(what: str, reference: int, reference_n: int, observed: int, observed_n: int) -> Comparison:
-    quantity = {"outside": "in_domain", "unreadable": "error"}[what]
-    if not (reference_n and observed_n):
+def _more(quantity: str, what: str, reference: tuple[int, int], observed: tuple[int, int]) -> Comparison:
+    """Compare how many of how many images are `what`."""
+    (before, before_n), (now, now_n) = reference, observed
+    if not (before_n and now_n):
         return _nothing(quantity)
-    table = [[observed, observed_n - observed], [reference, reference_n - reference]]
-    before, now = reference / reference_n, observed / observed_n
-    p = stats.fisher_exact(table, alternative="greater").pvalue
-    return Comparison(quantity, f"{before:.1%} {what}", f"{now:.1%} {what}", max(now - before, 0.0), float(p))
+    p = stats.fisher_exact([[now, now_n - now], [before, before_n - before]], alternative="greater").pvalue
+    words = f"{before / before_n:.1%} {what}", f"{now / now_n:.1%} {what}"
+    return Comparison(quantity, *words, max(now / now_n - before / before_n, 0.0), float(p))
 
 
 def _labels(reference: Mapping[str, int], observed: Mapping[str, int]) -> Comparison:

@@ -11,11 +11,18 @@ from typing import Any
 
 MULTIPROCESS_DIR = "PROMETHEUS_MULTIPROC_DIR"  # prometheus-client reads it when it is imported
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
-# `catdog drift` compares these with the test split. Fixed before the model is known, so finer and finer towards 1, where
-# confidences and similarities crowd; coarser similarities would hide shifts that 200 images can show (benchmarks/drift.py).
-_CONFIDENCES = tuple(round(1 - 0.7**k, 6) for k in range(1, 35))  # 0.3 … 0.999995
-_SCORES = (*(k / 10 for k in range(-10, 0)), *(k / 50 for k in range(45)), *(round(1 - 0.1 * 0.9**k, 4) for k in range(45)))
-_BYTES = tuple(round(1024 * 2 ** (k / 2)) for k in range(33))  # 1 KiB … 64 MiB
+# Fixed before the model is known, so narrower towards 1, where confidences and similarities crowd; wider ones would hide
+# shifts that 200 images can show (benchmarks/drift.py).
+BUCKETS: dict[str, tuple[float, ...]] = {
+    "confidence": tuple(round(1 - 0.7**k, 6) for k in range(1, 35)),  # 0.3 … 0.999995
+    "domain_score": (
+        *(k / 10 for k in range(-10, 0)),
+        *(k / 50 for k in range(45)),
+        *(round(1 - 0.1 * 0.9**k, 4) for k in range(45)),  # 0.9 … 0.999
+    ),
+    "image_bytes": tuple(round(1024 * 2 ** (k / 2)) for k in range(33)),  # 1 KiB … 64 MiB
+}
+"""Upper bounds of the histograms that `catdog drift` compares with the test split."""
 
 
 class Metrics:
@@ -58,9 +65,14 @@ class Metrics:
 
         self._errors = of_model(Counter, "catdog_image_errors", "Images that the model could not use")
         self._outside = of_model(Counter, "catdog_out_of_domain_images", "Images that resemble none of the classes")
-        self._confidence = of_model(Histogram, "catdog_confidence", "Probability of the label", buckets=_CONFIDENCES)
-        self._score = of_model(Histogram, "catdog_domain_score", "Similarity to the training images", buckets=_SCORES)
-        self._bytes = of_model(Histogram, "catdog_image_bytes", "Size of the images' files", buckets=_BYTES)
+        self._histograms = {
+            name: of_model(Histogram, f"catdog_{name}", meaning, buckets=BUCKETS[name])
+            for name, meaning in (
+                ("confidence", "Probability of the label"),
+                ("domain_score", "Similarity to the training images"),
+                ("image_bytes", "Size of the files that got a prediction"),
+            )
+        }
         model = Gauge("catdog_model_info", "The model that serves", ("name", "version"), multiprocess_mode="max", **common)
         model.labels(name, version).set(1)
 
@@ -87,10 +99,9 @@ class Metrics:
         self._images.labels(*self._served, row["label"]).inc()
         self._outside.inc(row.get("in_domain") is False)
         size = len(image) if isinstance(image, bytes) else len(image) * 3 // 4 if isinstance(image, str) else None
-        measured = (self._confidence, row.get("confidence")), (self._score, row.get("domain_score")), (self._bytes, size)
-        for histogram, value in measured:
-            if isinstance(value, (int, float)) and math.isfinite(value):
-                histogram.observe(value)
+        for name, value in {**row, "image_bytes": size}.items():
+            if name in BUCKETS and isinstance(value, (int, float)) and math.isfinite(value):
+                self._histograms[name].observe(value)
 
     def render(self) -> bytes:
         """Everything, in Prometheus' text format."""
