@@ -52,6 +52,7 @@ def drawn_rows(rng: np.random.Generator, n: int, cats: float = 0.5, outside: flo
 RNG = np.random.default_rng(0)
 TEST = from_rows(drawn_rows(RNG, 1000))
 NOW = drawn_rows(RNG, 300)
+NOW.loc[0, ["domain_score", "confidence"]] = 0.5, 0.3  # bounds of buckets
 
 
 def compared(observed: Sample, reference: Sample = TEST, **limits: Any) -> dict[str, Comparison]:

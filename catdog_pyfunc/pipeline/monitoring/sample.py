@@ -70,5 +70,5 @@ def from_rows(rows: pd.DataFrame) -> Sample:
     readable = rows[rows["label"].notna()]
     labels = {str(label): int(count) for label, count in readable["label"].value_counts().items()}
     values = {name: readable[name].dropna().to_numpy(np.float64) for name in DISTRIBUTIONS}
-    outside = int((readable["in_domain"] == False).sum())  # noqa: E712  # null is neither
+    outside = int((~readable["in_domain"].astype(bool)).sum())
     return Sample(labels, outside, len(rows) - len(readable), values)
