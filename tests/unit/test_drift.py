@@ -98,6 +98,9 @@ def test_the_tests_are_scipys_and_corrected_by_holms_method():
     found = compared(observed, ignored={"error"})
     ks = stats.ks_2samp(TEST.values["domain_score"], observed.values["domain_score"], method="asymp")
     assert (found["domain_score"].p, found["domain_score"].effect) == pytest.approx((ks.pvalue, ks.statistic))
+    below = [np.mean(sample.values["domain_score"] <= ks.statistic_location) for sample in (TEST, observed)]
+    words = [f"{fraction:.1%} up to {ks.statistic_location:.4g}" for fraction in below]
+    assert [found["domain_score"].reference, found["domain_score"].observed] == words
     labels = [[sample.labels["cat"], sample.labels["dog"]] for sample in (TEST, observed)]
     assert found["label"].p == pytest.approx(stats.chi2_contingency(labels).pvalue)
     assert found["label"].effect == pytest.approx(abs(labels[0][0] / 1000 - labels[1][0] / 300))

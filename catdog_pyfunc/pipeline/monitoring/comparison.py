@@ -114,7 +114,9 @@ def _distribution(name: str, reference: Values, observed: Values) -> Comparison:
     if not (len(reference) and len(observed)):
         return _nothing(name)
     test = stats.ks_2samp(reference, observed, method="asymp")
-    before, now = (f"median {np.median(values):.4g}" for values in (reference, observed))
+    where = test.statistic_location
+    limit = f"{where:.4g}" if where < 1000 else f"{where:,.0f}"
+    before, now = (f"{np.mean(values <= where):.1%} up to {limit}" for values in (reference, observed))
     return Comparison(name, before, now, float(test.statistic), float(test.pvalue))
 
 
