@@ -93,8 +93,9 @@ def plot(summary: Summary) -> Figure:
         axes.stairs(counts[first:last], BINS[name][first : last + 1], fill=True, color="#4c78a8")
         axes.set(xlabel=name, ylabel="images", title=titles.get(name, "size of the files"))
     panes[1].set_xlim(0, 1)
-    panes[3].set_xscale("log", base=2)
+    panes[3].set_xscale("log")
     panes[3].xaxis.set_major_formatter(EngFormatter("B"))
+    panes[3].xaxis.set_minor_formatter("")
     for axes in panes:
         axes.spines[["top", "right"]].set_visible(False)
     return figure
