@@ -36,6 +36,9 @@ if TYPE_CHECKING:
     from catdog_pyfunc.pipeline.evaluation.metrics import Reliability
     from catdog_pyfunc.pipeline.evaluation.runs import EvaluationConfig, evaluate_model
     from catdog_pyfunc.pipeline.labelling.select import Selection, SelectionConfig, select
+    from catdog_pyfunc.pipeline.monitoring.comparison import Comparison
+    from catdog_pyfunc.pipeline.monitoring.config import DriftConfig
+    from catdog_pyfunc.pipeline.monitoring.drift import DriftReport, check_drift
     from catdog_pyfunc.pipeline.registry.audit_log import Entry
     from catdog_pyfunc.pipeline.registry.checks import Check
     from catdog_pyfunc.pipeline.registry.gate import GateReport, Thresholds
@@ -51,8 +54,11 @@ if TYPE_CHECKING:
 __all__ = [
     "CatDogError",
     "Check",
+    "Comparison",
     "Corrections",
     "Dataset",
+    "DriftConfig",
+    "DriftReport",
     "EnginesDisagree",
     "Entry",
     "Estimate",
@@ -80,6 +86,7 @@ __all__ = [
     "TrackingError",
     "TrainingConfig",
     "TrainingResult",
+    "check_drift",
     "evaluate_model",
     "history",
     "load_dataset",
@@ -100,6 +107,9 @@ _MODULES = {
     "evaluation.metrics": ("Reliability",),
     "evaluation.runs": ("EvaluationConfig", "evaluate_model"),
     "labelling.select": ("Selection", "SelectionConfig", "select"),
+    "monitoring.comparison": ("Comparison",),
+    "monitoring.config": ("DriftConfig",),
+    "monitoring.drift": ("DriftReport", "check_drift"),
     "registry.audit_log": ("Entry",),
     "registry.checks": ("Check",),
     "registry.gate": ("GateReport", "Thresholds"),
