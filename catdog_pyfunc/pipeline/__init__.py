@@ -28,6 +28,8 @@ from catdog_pyfunc.errors import (
 )
 
 if TYPE_CHECKING:
+    from catdog_pyfunc.pipeline.auditing.audit import AuditResult, audit
+    from catdog_pyfunc.pipeline.auditing.config import AuditConfig
     from catdog_pyfunc.pipeline.data.catalog import load_dataset
     from catdog_pyfunc.pipeline.data.dataset import Dataset, Example
     from catdog_pyfunc.pipeline.evaluation.evaluation import Evaluation, LabelledImage
@@ -47,6 +49,8 @@ if TYPE_CHECKING:
     from catdog_pyfunc.pipeline.training.train import TrainingResult, train
 
 __all__ = [
+    "AuditConfig",
+    "AuditResult",
     "CatDogError",
     "Check",
     "Dataset",
@@ -75,6 +79,7 @@ __all__ = [
     "TrackingError",
     "TrainingConfig",
     "TrainingResult",
+    "audit",
     "evaluate_model",
     "history",
     "load_dataset",
@@ -85,6 +90,8 @@ __all__ = [
     "train",
 ]
 _MODULES = {
+    "auditing.audit": ("AuditResult", "audit"),
+    "auditing.config": ("AuditConfig",),
     "data.catalog": ("load_dataset",),
     "data.dataset": ("Dataset", "Example"),
     "evaluation.evaluation": ("Evaluation", "LabelledImage"),

@@ -1,1 +1,1 @@
-"""The command line: `catdog train|evaluate|register|promote|rollback|history|predict`."""
+"""The command line: `catdog train|audit|evaluate|register|promote|rollback|history|predict`."""

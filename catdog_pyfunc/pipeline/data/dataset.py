@@ -44,12 +44,14 @@ class Dataset:
         classes: Class names in sorted order, which is the order of the logits.
         splits: "train", "val", "test" → images.
         problems: What was left out and why, one sentence each.
+        leaks: The split and the image, of those left out because the same file is in a later split.
     """
 
     source: str
     classes: tuple[str, ...]
     splits: Mapping[str, tuple[Example, ...]]
     problems: tuple[str, ...] = ()
+    leaks: tuple[tuple[str, Example], ...] = ()
 
     def examples(self, split: str) -> tuple[Example, ...]:
         """The images of a split, or of "all"."""
@@ -164,8 +166,9 @@ def assemble(
     missing = [name for name in SPLITS if name not in splits]
     if missing:
         splits |= _fill_splits(splits.get("train", []), missing)
-    splits = _without_leaks(splits, classes, found)
-    return _checked(Dataset(source, classes, {name: tuple(splits[name]) for name in SPLITS}, tuple(found)), split)
+    kept, leaks = _without_leaks(splits, classes, found)
+    dataset = Dataset(source, classes, {name: tuple(kept[name]) for name in SPLITS}, tuple(found), tuple(leaks))
+    return _checked(dataset, split)
 
 
 def _checked(dataset: Dataset, split: str | None) -> Dataset:
@@ -247,7 +250,7 @@ def _fill_splits(train: Sequence[Example], missing: Sequence[str]) -> dict[str, 
 
 def _without_leaks(
     splits: Mapping[str, Sequence[Example]], classes: Sequence[str], problems: list[str]
-) -> dict[str, list[Example]]:
+) -> tuple[dict[str, list[Example]], list[tuple[str, Example]]]:
     """Keep an image that is in several splits only in the last of train, val, test; report labels that contradict."""
     owners: dict[str, str] = {}
     labels: dict[str, set[int]] = defaultdict(set)
@@ -256,15 +259,17 @@ def _without_leaks(
             owners[example.digest] = split
             labels[example.digest].add(example.label)
     kept: dict[str, list[Example]] = {split: [] for split in splits}
+    leaks = []
     for split, examples in splits.items():
         for example in examples:
             owner = owners[example.digest]
             if owner == split:
                 kept[split].append(example)
             else:
+                leaks.append((split, example))
                 problems.append(f"{example.path}: the same image is in {owner!r} too: left out of {split!r}")
     for digest, several in labels.items():
         if len(several) > 1:
             names = ", ".join(classes[label] for label in sorted(several))
             problems.append(f"image {digest[:12]} is in several classes ({names}): all but one of them are wrong")
-    return kept
+    return kept, leaks

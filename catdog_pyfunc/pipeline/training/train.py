@@ -27,6 +27,7 @@ from catdog_pyfunc.pipeline.training import model_card
 from catdog_pyfunc.pipeline.training.backbones import Backbone, load_backbone
 from catdog_pyfunc.pipeline.training.config import TrainingConfig
 from catdog_pyfunc.pipeline.training.fit import FitResult, fit
+from catdog_pyfunc.pipeline.training.near_duplicates import Leaks
 
 _VERIFICATION_IMAGES = 16  # on which PyTorch and ONNX Runtime must agree before anything is saved
 
@@ -95,6 +96,7 @@ def _train(config: TrainingConfig, run_id: str) -> TrainingResult:
     fitted = fit(config, dataset, backbone)
     dataset = fitted.dataset
     logged_dataset = _log_data(dataset)
+    _log_leaks(fitted.leaks)
     description = _describe(config, fitted, backbone, run_id)
     log("saving the model")
     images = _verification_images(dataset)
@@ -104,7 +106,7 @@ def _train(config: TrainingConfig, run_id: str) -> TrainingResult:
     evaluation = evaluate(predict, labelled_images(dataset, "test"), classes=description.classes, seed=config.seed)
     log_evaluation(evaluation, predict, "test", info.model_id, logged_dataset)
     params = {**asdict(config), "weights": backbone.weights, "image_size": backbone.preprocess.size}
-    card = model_card.write_card(description, dataset, evaluation, run_id, classifier.digest, params)
+    card = model_card.write_card(description, dataset, evaluation, run_id, classifier.digest, params, fitted.leaks)
     _log_card(card, info.model_id)
     version = str(versions.register(run_id, config.registered_model).version) if config.registered_model else None
     return TrainingResult(run_id, f"runs:/{run_id}/model", evaluation, version)
@@ -135,6 +137,14 @@ def _log_data(dataset: Dataset) -> MlflowDataset:
         mlflow.log_text("\n".join(dataset.problems) + "\n", "data/problems.txt")
         log(f"{len(dataset.problems)} problems with the data (data/problems.txt in the run), such as: {dataset.problems[0]}")
     return logged["test"]
+
+
+def _log_leaks(leaks: Leaks | None) -> None:
+    if leaks is None:
+        return
+    mlflow.log_metric("data/near_duplicates", leaks.count)
+    if leaks.pairs:
+        log(f"{leaks.summary()}, such as {leaks.pairs[0][0].path} of {leaks.pairs[0][1].path}; see `catdog audit`")
 
 
 def _describe(config: TrainingConfig, fitted: FitResult, backbone: Backbone, run_id: str) -> Description:
