@@ -90,7 +90,7 @@ def audit(config: AuditConfig) -> AuditResult:
         tracking.log_dataset(dataset, ALL)
         mlflow.set_tag("data.digest", dataset.digest())
         backbone = load_backbone(config.backbone, config.weights, len(dataset.classes), config.seed)
-        findings, count = _find(dataset, backbone, config.seed)
+        findings, count = find(dataset, backbone, config.seed)
         result = AuditResult(active.info.run_id, count, table(findings, dataset), dataset.counts("train"))
         _log(result, findings, dataset)
         if config.output:
@@ -98,8 +98,20 @@ def audit(config: AuditConfig) -> AuditResult:
         return result
 
 
-def _find(dataset: Dataset, backbone: Backbone, seed: int) -> tuple[list[Finding], int]:
-    """Everything that is suspected, and how many files there are."""
+def find(dataset: Dataset, backbone: Backbone, seed: int) -> tuple[list[Finding], int]:
+    """Find everything that is suspected.
+
+    Args:
+        dataset: The images.
+        backbone: Embeds them.
+        seed: Seed of their order.
+
+    Returns:
+        The findings, and the number of files.
+
+    Raises:
+        InvalidData: No image is readable.
+    """
     folder, spec = root(dataset), backbone.preprocess
     unique, copies = unique_images(dataset)
     # In random order, contiguous folds are random, and parts of memory-mapped embeddings.

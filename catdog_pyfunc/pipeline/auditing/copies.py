@@ -28,7 +28,7 @@ def unique_images(dataset: Dataset) -> tuple[list[Image], list[tuple[Image, Imag
         dataset: The dataset.
 
     Returns:
-        One image of each content, in the last of train, val, test that has it; and the others, each with the one that is kept.
+        One image of each content, in the last of train, val, test that has it; and the others, each with the one kept.
     """
     listed = [Image(split, example) for split in reversed(SPLITS) for example in dataset.splits[split]]
     kept: dict[str, Image] = {}

@@ -14,7 +14,7 @@ from catdog_pyfunc.pipeline.evaluation.galleries import MAX_SHOWN, shortened, ti
 from catdog_pyfunc.pipeline.evaluation.plots import CORRECT, WRONG
 
 _COLUMNS = 4
-_SIDE, _GAP, _MARGIN, _CAPTION, _HEADER, _DPI = 200, 4, 18, 66, 54, 100  # pixels
+_SIDE, _GAP, _MARGIN, _CAPTION, _HEADER, _DPI = 200, 4, 18, 60, 54, 100  # pixels
 
 
 def gallery(findings: Sequence[Finding], classes: Sequence[str], root: Path) -> Figure:
@@ -66,6 +66,6 @@ def _caption(figure: Figure, finding: Finding, classes: Sequence[str], root: Pat
         label += f", rather {shortened(finding.suggestion, 16)}?"
     text(0, label, fontsize=9, weight="bold", color=WRONG if finding.suggestion else CORRECT)
     text(1, shortened(finding.image.example.path.relative_to(root).as_posix(), width // 6), fontsize=7.5, color="#777777")
-    reason = textwrap.wrap(finding.reason, width // 5)[:2]
+    reason = textwrap.wrap(finding.reason, int(width / 5.5))[:2]
     for line, part in enumerate(reason, start=2):
         text(line, part, fontsize=7.5)

@@ -67,7 +67,7 @@ def leave_one_out(embeddings: Floats, labels: npt.NDArray[np.int64], n_classes: 
     candidates = []
     for scores in _held_out_scores(embeddings, targets, trusted):
         temperature = fit_temperature(scores[trusted], labels[trusted].tolist())
-        probabilities = softmax(scores / temperature)
+        probabilities: Floats = softmax(scores / np.float32(temperature))
         loss = -np.log(np.maximum(probabilities[trusted, labels[trusted]], 1e-12)).mean()
         candidates.append((loss, probabilities))
     return min(candidates, key=lambda candidate: candidate[0])[1]

@@ -29,7 +29,7 @@ def outliers(images: Sequence[Image], cosines: Floats) -> list[Finding]:
     means = cosines.mean(1)
     first, third = np.quantile(means, [0.25, 0.75])
     limit = first - _FENCE * (third - first)
-    reason = "similarity of {:.2f} to its nearest neighbours; half of all images have {:.2f} or more"
+    reason = "similarity {:.2f} to its nearest neighbours; the median is {:.2f}"
     return [
         Finding(images[k], "outlier", 1 - float(means[k]), reason.format(means[k], np.median(means)))
         for k in np.flatnonzero(means < limit).tolist()

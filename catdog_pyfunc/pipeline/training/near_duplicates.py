@@ -1,6 +1,6 @@
 """Near-duplicates: copies of an image that were resized, compressed, brightened, mirrored, turned or cropped.
 
-Candidates have similar embeddings, or similar `descriptor`s, which finds turned copies; `similarity` of their pixels decides.
+Candidates have similar embeddings, or similar `descriptor`s, which finds turned copies; `similarity` of pixels decides.
 The limits lie between different photos of cats and dogs and copies of them (docs/audit.md).
 """
 
@@ -25,7 +25,7 @@ from catdog_pyfunc.preprocessing import Floats, Pixels, Preprocess
 Integers = npt.NDArray[np.int64]
 LEAST_COSINE = 0.85  # of two embeddings
 LEAST_DESCRIPTOR_COSINE = 0.97
-_LEAST_SIMILARITY, _LEAST_SIMILARITY_ALONE = 0.82, 0.95  # the second where embeddings are not similar
+_LEAST_SIMILARITY, _LEAST_SIMILARITY_ALONE = 0.88, 0.97  # the second where embeddings are not similar
 _BLOCK = 1024  # rows that are compared with 8,192 others at a time
 _THUMBNAIL, _DESCRIPTOR_THUMBNAIL, _CELLS = 64, 32, 16  # sides, pixels
 _FREQUENCIES = 8
@@ -124,8 +124,8 @@ def descriptor(pixels: Pixels) -> Floats:
     spectrum = np.abs(dctn(gray, norm="ortho")[:_FREQUENCIES, :_FREQUENCIES])
     sums = (spectrum + spectrum.T)[np.triu_indices(_FREQUENCIES)][1:]  # without the mean brightness
     differences = np.abs(spectrum - spectrum.T)[np.triu_indices(_FREQUENCIES, 1)]
-    unit: Floats = _unit(np.concatenate([sums, differences])[None])[0]
-    return unit
+    described: Floats = _unit(np.concatenate([sums, differences])[None])[0]
+    return described
 
 
 def similarity(first: Pixels, second: Pixels) -> float:
@@ -206,8 +206,8 @@ def _least(pair: Pair) -> float:
 
 
 def _unit(vectors: Floats) -> Floats:
-    lengths: Floats = np.linalg.norm(vectors, axis=1, keepdims=True)
-    return vectors / np.maximum(lengths, np.float32(1e-12))
+    unit: Floats = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+    return unit
 
 
 def _gray(pixels: Pixels, side: int) -> Pixels:
