@@ -10,10 +10,12 @@ import mlflow
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from click.testing import CliRunner, Result
 from PIL import Image as PillowImage
 from PIL import ImageFilter
 from sklearn.linear_model import Ridge
+from torchvision.models import mobilenet_v2
 
 from catdog_pyfunc import pipeline
 from catdog_pyfunc.errors import InvalidSetting
@@ -173,12 +175,23 @@ def client(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyP
     mlflow.set_tracking_uri(None)
 
 
+@pytest.fixture(scope="module")
+def random_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Enough to find copies."""
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("weights") / "mobilenet_v2.pth"
+    torch.save(mobilenet_v2().state_dict(), path)
+    return path
+
+
 def run(data: Path, weights: Path, output: Path) -> Result:
     return CliRunner().invoke(catdog, ["audit", "--data", str(data), "--weights", str(weights), "--output", str(output)])
 
 
-def test_an_audit_leaves_table_galleries_and_counts(dirty: Path, weights: Path, tmp_path: Path, client: mlflow.MlflowClient):
-    done = run(dirty, weights, tmp_path / "audit.csv")
+def test_an_audit_leaves_table_galleries_and_counts(
+    dirty: Path, random_weights: Path, tmp_path: Path, client: mlflow.MlflowClient
+):
+    done = run(dirty, random_weights, tmp_path / "audit.csv")
     assert done.exit_code == 0, done.output
     table = pd.read_csv(tmp_path / "audit.csv", keep_default_na=False)
     assert tuple(table.columns) == COLUMNS
@@ -205,17 +218,9 @@ def test_an_audit_leaves_table_galleries_and_counts(dirty: Path, weights: Path, 
     assert "train/dog/turned.png: nearly the same as test/dog/dog-0001.jpg" in done.output
 
 
-def test_an_output_that_cannot_be_written_is_named_and_the_run_has_failed(
-    drawn: Path, weights: Path, tmp_path: Path, client: mlflow.MlflowClient
-):
-    done = run(drawn, weights, tmp_path / "no" / "audit.csv")
-    assert done.exit_code == 1
-    assert "output" in done.output.splitlines()[-1]
-    (logged,) = client.search_runs([client.get_experiment_by_name("catdog").experiment_id])  # type: ignore[union-attr]
-    assert logged.info.status == "FAILED"
-
-
-@pytest.mark.parametrize(("field", "value"), [("weights", "none"), ("seed", -1), ("output", "audit.parquet")])
+@pytest.mark.parametrize(
+    ("field", "value"), [("weights", "none"), ("seed", -1), ("output", "audit.parquet"), ("output", "no/audit.csv")]
+)
 def test_a_parameter_that_cannot_be_used_is_named(field: str, value: object):
     with pytest.raises(InvalidSetting, match=field):
         pipeline.AuditConfig("photos", **{field: value})  # type: ignore[arg-type]

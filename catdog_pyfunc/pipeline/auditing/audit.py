@@ -12,7 +12,7 @@ import mlflow
 import numpy as np
 import pandas as pd
 
-from catdog_pyfunc.errors import InvalidData, InvalidSetting
+from catdog_pyfunc.errors import InvalidData, JobFailed
 from catdog_pyfunc.pipeline import tracking
 from catdog_pyfunc.pipeline.auditing.config import AuditConfig
 from catdog_pyfunc.pipeline.auditing.copies import exact_duplicates, near_duplicates, unique_images
@@ -72,10 +72,10 @@ def audit(config: AuditConfig) -> AuditResult:
         What was found; table, galleries and counts are in the run.
 
     Raises:
-        InvalidSetting: The backbone is unknown or has no globally pooled features, or the output cannot be written.
+        InvalidSetting: The backbone is unknown or has no globally pooled features.
         InvalidData: The data cannot be used.
         InvalidWeights: The weights are not available or belong to another network.
-        JobFailed: The cache of embeddings cannot be written.
+        JobFailed: The cache of embeddings or the output cannot be written.
         TrackingError: The tracking store cannot be reached or written.
 
     Example:
@@ -153,6 +153,4 @@ def _write(rows: pd.DataFrame, output: Path) -> None:
     try:
         rows.to_csv(output, index=False, lineterminator="\n")
     except OSError as error:
-        raise InvalidSetting(
-            f"output {output} cannot be written ({error.strerror}); give a file in a folder that exists"
-        ) from None
+        raise JobFailed(f"cannot write {output} ({error.strerror}): the table is in the run, as {TABLE}") from None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from catdog_pyfunc.errors import InvalidSetting
 from catdog_pyfunc.pipeline.training.config import IMAGENET, NONE
@@ -36,5 +37,5 @@ class AuditConfig:
             )
         if self.seed < 0:
             raise InvalidSetting(f"seed is {self.seed}; give 0 or more")
-        if self.output and not self.output.endswith(".csv"):
-            raise InvalidSetting(f"output is {self.output!r}; give the name of a .csv file")
+        if self.output and not (self.output.endswith(".csv") and Path(self.output).expanduser().resolve().parent.is_dir()):
+            raise InvalidSetting(f"output is {self.output!r}; give the name of a .csv file in a folder that exists")

@@ -100,7 +100,7 @@ def near_duplicates(
         if not originals:
             kept.add(index)
             continue
-        original = max(originals, key=lambda other: partners[index][other])
+        original = min(originals, key=rank)
         reason = _reason("nearly the same as", images[index], images[original], classes, root)
         path = images[original].example.path
         findings.append(Finding(images[index], "near_duplicate", partners[index][original], reason, original=path))

@@ -47,7 +47,7 @@ def label_errors(images: Sequence[Image], embeddings: Floats, classes: Sequence[
     return [_finding(images[k], probabilities[k], classes) for k in np.flatnonzero(suspects).tolist()]
 
 
-def leave_one_out(embeddings: Floats, labels: npt.NDArray[np.int64], n_classes: int, trusted: Flags) -> Floats:
+def leave_one_out(embeddings: Floats, labels: npt.NDArray[np.int64], n_classes: int, trusted: Flags) -> Doubles:
     """Predict each label by a ridge classifier that was fitted to all other trusted images.
 
     In closed form: leaving an image out changes its score s to (s - h y) / (1 - h), with h its leverage (Allen's PRESS,
@@ -67,7 +67,7 @@ def leave_one_out(embeddings: Floats, labels: npt.NDArray[np.int64], n_classes: 
     candidates = []
     for scores in _held_out_scores(embeddings, targets, trusted):
         temperature = fit_temperature(scores[trusted], labels[trusted].tolist())
-        probabilities: Floats = softmax(scores / np.float32(temperature))
+        probabilities = softmax(scores / temperature)
         loss = -np.log(np.maximum(probabilities[trusted, labels[trusted]], 1e-12)).mean()
         candidates.append((loss, probabilities))
     return min(candidates, key=lambda candidate: candidate[0])[1]
@@ -111,7 +111,7 @@ def _standardised(embeddings: Floats, mean: Doubles, std: Doubles) -> Iterator[t
         done += len(batch)
 
 
-def _finding(image: Image, probabilities: Floats, classes: Sequence[str]) -> Finding:
+def _finding(image: Image, probabilities: Doubles, classes: Sequence[str]) -> Finding:
     best, own = int(probabilities.argmax()), image.example.label
     reason = f"probability of {classes[best]} {probabilities[best]:.2f}, of {classes[own]} {probabilities[own]:.2f}"
     return Finding(image, "label_error", float(1 - probabilities[own]), reason, suggestion=classes[best])
