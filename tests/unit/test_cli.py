@@ -21,6 +21,7 @@ from click.testing import CliRunner, Result
 import catdog_pyfunc
 from catdog_pyfunc.errors import InvalidSetting, PromotionLost
 from catdog_pyfunc.pipeline import interrupted, tracking
+from catdog_pyfunc.pipeline.auditing.config import AuditConfig
 from catdog_pyfunc.pipeline.cli import options
 from catdog_pyfunc.pipeline.cli.main import COMMANDS, catdog
 from catdog_pyfunc.pipeline.evaluation.runs import EvaluationConfig
@@ -169,6 +170,7 @@ def test_a_value_of_the_wrong_type_is_named(words: list[str], message: str):
     ("name", "configs", "more"),
     [
         ("train", [TrainingConfig], {"run_name"}),
+        ("audit", [AuditConfig], set()),
         ("evaluate", [EvaluationConfig], set()),
         ("promote", [Promotion, Thresholds], set()),
     ],

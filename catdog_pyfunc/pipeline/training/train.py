@@ -144,7 +144,8 @@ def _log_leaks(leaks: Leaks | None) -> None:
         return
     mlflow.log_metric("data/near_duplicates", leaks.count)
     if leaks.pairs:
-        log(f"{leaks.summary()}, such as {leaks.pairs[0][0].path} of {leaks.pairs[0][1].path}; see `catdog audit`")
+        example, other = leaks.pairs[0]
+        log(f"{leaks.summary()}, such as {example.path} and {other.path}: see `catdog audit`")
 
 
 def _describe(config: TrainingConfig, fitted: FitResult, backbone: Backbone, run_id: str) -> Description:
