@@ -19,7 +19,7 @@ from torchvision.models import mobilenet_v2
 
 from catdog_pyfunc import pipeline
 from catdog_pyfunc.errors import InvalidSetting
-from catdog_pyfunc.pipeline.auditing import label_errors
+from catdog_pyfunc.pipeline.auditing import copies, label_errors
 from catdog_pyfunc.pipeline.auditing.copies import near_duplicates, unique_images
 from catdog_pyfunc.pipeline.auditing.findings import COLUMNS, Image
 from catdog_pyfunc.pipeline.auditing.outliers import outliers
@@ -27,6 +27,7 @@ from catdog_pyfunc.pipeline.auditing.quality import judge, measure
 from catdog_pyfunc.pipeline.cli.main import catdog
 from catdog_pyfunc.pipeline.data.dataset import Example, read_folder
 from catdog_pyfunc.pipeline.training import near_duplicates as training_near_duplicates
+from catdog_pyfunc.pipeline.training.near_duplicates import Pair
 from catdog_pyfunc.preprocessing import Preprocess
 
 SPEC = Preprocess(size=96, resize=99)
@@ -101,12 +102,22 @@ def test_of_a_leak_the_training_image_goes_and_in_one_split_the_smaller(tmp_path
     ]
 
 
+def test_the_number_of_pairs_that_are_checked_is_bounded(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setattr(copies, "_MAX_CANDIDATES", 2)
+    by_embedding = np.array([[0.99], [0.86], [0.9], [0.5]], np.float32), np.array([[1], [2], [3], [0]])
+    by_descriptor = np.array([[0.98]] * 4, np.float32), np.array([[2], [2], [0], [0]])
+    assert copies._candidates(by_embedding, by_descriptor) == [Pair(0, 1, pytest.approx(0.99)), Pair(0, 2, 0.0)]
+    assert "only the 2 most similar of 5 pairs are checked" in capsys.readouterr().err
+
+
 def test_exact_copies_are_kept_in_test(drawn: Path, tmp_path: Path):
     shutil.copytree(drawn, tmp_path / "data")
     leaked = tmp_path / "data" / "test" / "cat" / "cat-0001.jpg"
     shutil.copy(leaked, tmp_path / "data" / "train" / "dog" / "leak.jpg")
-    unique, copies = unique_images(read_folder(tmp_path / "data"))
-    assert [(one.split, one.example.path.name, kept.example.path) for one, kept in copies] == [("train", "leak.jpg", leaked)]
+    unique, again = unique_images(read_folder(tmp_path / "data"))
+    assert [(one.split, one.example.path.name, kept.example.path) for one, kept in again] == [("train", "leak.jpg", leaked)]
     assert len(unique) == 108
 
 

@@ -233,6 +233,7 @@ def test_mlproject_passes_every_parameter_to_the_option_of_its_name(entry_point:
     [
         ("train --image-size 7", "image_size is 7"),
         ("train --data no/such/folder", "no/such/folder does not exist"),
+        ("audit --data no/such/folder", "no/such/folder does not exist"),
         ("evaluate --model-uri models:/Nobody@production", "models:/Nobody@production"),
         (
             "register --run-id 0123456789abcdef0123456789abcdef",

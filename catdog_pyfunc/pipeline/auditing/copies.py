@@ -7,6 +7,7 @@ from pathlib import Path
 
 from catdog_pyfunc.pipeline.auditing.findings import Finding, Image
 from catdog_pyfunc.pipeline.auditing.quality import Quality
+from catdog_pyfunc.pipeline.console import log
 from catdog_pyfunc.pipeline.data.dataset import SPLITS, Dataset
 from catdog_pyfunc.pipeline.training.near_duplicates import (
     LEAST_COSINE,
@@ -17,6 +18,7 @@ from catdog_pyfunc.pipeline.training.near_duplicates import (
 )
 from catdog_pyfunc.preprocessing import Floats, Preprocess
 
+_MAX_CANDIDATES = 20_000  # decoded twice each, a minute or two on two cores
 Neighbours = tuple[Floats, Integers]
 """What `near_duplicates.nearest` returns."""
 
@@ -79,11 +81,7 @@ def near_duplicates(
     Returns:
         One finding for each image to leave out.
     """
-    cosines = {
-        **dict.fromkeys(_similar(by_descriptor, LEAST_DESCRIPTOR_COSINE), 0.0),
-        **_similar(by_embedding, LEAST_COSINE),
-    }
-    candidates = [Pair(first, second, cosine) for (first, second), cosine in sorted(cosines.items())]
+    candidates = _candidates(by_embedding, by_descriptor)
     partners: dict[int, dict[int, float]] = {}
     for pair, similarity in confirmed(candidates, [image.example for image in images], spec):
         partners.setdefault(pair.first, {})[pair.second] = similarity
@@ -105,6 +103,16 @@ def near_duplicates(
         path = images[original].example.path
         findings.append(Finding(images[index], "near_duplicate", partners[index][original], reason, original=path))
     return findings
+
+
+def _candidates(by_embedding: Neighbours, by_descriptor: Neighbours) -> list[Pair]:
+    """Pairs that are similar by embedding or descriptor, the most similar first."""
+    embedded, described = _similar(by_embedding, LEAST_COSINE), _similar(by_descriptor, LEAST_DESCRIPTOR_COSINE)
+    similar = {pair: max(embedded.get(pair, 0.0), described.get(pair, 0.0)) for pair in {**embedded, **described}}
+    if len(similar) > _MAX_CANDIDATES:
+        log(f"only the {_MAX_CANDIDATES} most similar of {len(similar)} pairs are checked for being near-duplicates")
+    most = sorted(similar, key=lambda pair: (-similar[pair], pair))[:_MAX_CANDIDATES]
+    return [Pair(*pair, embedded.get(pair, 0.0)) for pair in most]
 
 
 def _similar(neighbours: Neighbours, least: float) -> dict[tuple[int, int], float]:

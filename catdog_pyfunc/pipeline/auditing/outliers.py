@@ -10,7 +10,7 @@ from catdog_pyfunc.pipeline.auditing.findings import Finding, Image
 from catdog_pyfunc.preprocessing import Floats
 
 NEIGHBOURS = 10
-_FENCE = 3.0  # interquartile ranges below the first quartile: "far out" (Tukey, "Exploratory Data Analysis", 1977)
+_FENCE = 1.5  # interquartile ranges below the first quartile (Tukey, "Exploratory Data Analysis", 1977)
 _FEWEST = 50  # images below which quartiles mean little
 
 
