@@ -32,7 +32,7 @@ def unique_images(dataset: Dataset) -> tuple[list[Image], list[tuple[Image, Imag
     Returns:
         One image of each content, in the last of train, val, test that has it; and the others, each with the one kept.
     """
-    listed = [Image(split, example) for split in reversed(SPLITS) for example in dataset.splits[split]]
+    listed = [Image(split, example) for split in SPLITS for example in dataset.splits[split]]
     kept: dict[str, Image] = {}
     copies = []
     for image in (*listed, *(Image(split, example) for split, example in dataset.leaks)):
