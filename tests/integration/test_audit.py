@@ -24,7 +24,7 @@ from catdog_pyfunc.pipeline.training.backbones import Backbone, load_backbone
 from catdog_pyfunc.pipeline.training.fit import embed_images
 
 pytestmark = pytest.mark.slow
-SEEDS, FLIPPED, COPIED = 5, 60, 150
+SEEDS, FLIPPED, COPIED = 5, 60, 100
 COPIES: dict[str, Callable[[Image.Image], Image.Image]] = {
     "half": lambda image: image.resize((image.width // 2, image.height // 2)),
     "quality 30": lambda image: image,

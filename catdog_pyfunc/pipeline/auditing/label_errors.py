@@ -15,6 +15,7 @@ from catdog_pyfunc.pipeline.training.embeddings import batches
 from catdog_pyfunc.preprocessing import Floats
 
 _PENALTIES = (0.3, 1.0, 3.0, 10.0, 30.0)  # of the squared weights, per image
+_ROUNDS = 3
 _FEWEST = 5  # images per class, below which noise rates mean nothing
 Doubles = npt.NDArray[np.float64]
 Flags = npt.NDArray[np.bool_]
@@ -23,8 +24,7 @@ Flags = npt.NDArray[np.bool_]
 def label_errors(images: Sequence[Image], embeddings: Floats, classes: Sequence[str]) -> list[Finding]:
     """Find label errors by confident learning (Northcutt et al., JAIR 2021), as cleanlab implements it.
 
-    The first round's suspects do not count in the second: a classifier that has not learnt from them contradicts them more
-    clearly.
+    A round's suspects do not count in the next: a classifier that has not learnt from them contradicts them more clearly.
 
     Args:
         images: N images.
@@ -38,7 +38,7 @@ def label_errors(images: Sequence[Image], embeddings: Floats, classes: Sequence[
     if len(classes) < 2 or np.bincount(labels, minlength=len(classes)).min() < _FEWEST:
         return []
     trusted = np.ones(len(labels), bool)
-    for _ in range(2):
+    for _ in range(_ROUNDS):
         probabilities = leave_one_out(embeddings, labels, len(classes), trusted)
         suspects = find_label_issues(labels, probabilities, n_jobs=1)
         if np.bincount(labels[~suspects], minlength=len(classes)).min() < _FEWEST:
