@@ -27,6 +27,7 @@ LEAST_COSINE = 0.85  # of two embeddings
 LEAST_DESCRIPTOR_COSINE = 0.97
 _LEAST_SIMILARITY, _LEAST_SIMILARITY_ALONE = 0.88, 0.97  # the second where embeddings are not similar
 _BLOCK = 1024  # rows that are compared with 8,192 others at a time
+_SILENT = 8  # blocks that take too little time for a line about them
 _THUMBNAIL, _DESCRIPTOR_THUMBNAIL, _CELLS = 64, 32, 16  # sides, pixels
 _FREQUENCIES = 8
 # Parts of a thumbnail that may be all of another image; the first is all of it.
@@ -92,7 +93,7 @@ def nearest(queries: Floats, values: Floats, count: int) -> tuple[Floats, Intege
     cosines = np.full((len(queries), count), -np.inf, np.float32)
     indices = np.zeros((len(queries), count), np.int64)
     starts = range(0, len(queries), _BLOCK) if count > 0 else ()
-    for start in progress(starts, "comparing images", len(starts)):
+    for start in progress(starts, "comparing images", len(starts)) if len(starts) > _SILENT else starts:
         rows, done = slice(start, start + _BLOCK), 0
         block = _unit(queries[rows])
         for batch in batches(values):
