@@ -98,4 +98,4 @@ def test_copies_are_found_and_different_photos_are_not(
 
 
 def duplicates(backbone: Backbone, dataset: Dataset) -> list[Finding]:
-    return [finding for finding in find(dataset, backbone, seed=0)[0] if finding.kind == "near_duplicate"]
+    return [finding for finding in find(dataset, backbone)[0] if finding.kind == "near_duplicate"]

@@ -89,8 +89,8 @@ def audit(config: AuditConfig) -> AuditResult:
         dataset = catalog.load_dataset(config.data, ALL)
         tracking.log_dataset(dataset, ALL)
         mlflow.set_tag("data.digest", dataset.digest())
-        backbone = load_backbone(config.backbone, config.weights, len(dataset.classes), config.seed)
-        findings, count = find(dataset, backbone, config.seed)
+        backbone = load_backbone(config.backbone, config.weights, len(dataset.classes), seed=0)
+        findings, count = find(dataset, backbone)
         result = AuditResult(active.info.run_id, count, table(findings, dataset), dataset.counts("train"))
         _log(result, findings, dataset)
         if config.output:
@@ -98,13 +98,12 @@ def audit(config: AuditConfig) -> AuditResult:
         return result
 
 
-def find(dataset: Dataset, backbone: Backbone, seed: int) -> tuple[list[Finding], int]:
+def find(dataset: Dataset, backbone: Backbone) -> tuple[list[Finding], int]:
     """Find everything that is suspected.
 
     Args:
         dataset: The images.
         backbone: Embeds them.
-        seed: Seed of their order.
 
     Returns:
         The findings, and the number of files.
@@ -114,13 +113,12 @@ def find(dataset: Dataset, backbone: Backbone, seed: int) -> tuple[list[Finding]
     """
     folder, spec = root(dataset), backbone.preprocess
     unique, copies = unique_images(dataset)
-    # In random order, contiguous folds are random, and parts of memory-mapped embeddings.
-    unique = [unique[k] for k in np.random.default_rng(seed).permutation(len(unique))]
     embedded = embed_images(backbone, [image.example for image in unique], cache_dir() / "embeddings.sqlite")
     corrupt = embedded.corrupt
     images = [image for image in unique if image.example.path not in corrupt]
     if not images:
-        raise InvalidData(f"{dataset.source} has no readable images, such as {next(iter(corrupt.items()))}")
+        path, reason = next(iter(corrupt.items()))
+        raise InvalidData(f"none of the images in {dataset.source} can be read: {path} {reason}")
     findings = [
         Finding(image, "corrupt", 1.0, corrupt[image.example.path]) for image in unique if image.example.path in corrupt
     ]

@@ -17,7 +17,6 @@ class AuditConfig:
         data: Folder with one sub-folder per class, "sample" or "oxford-iiit-pet".
         weights: 'imagenet', or path to a state_dict.
         backbone: Classification model of torchvision.models that ends in globally pooled features.
-        seed: Seed of the folds in which label errors are sought.
         output: CSV file to write the table to, besides the run; none by default.
 
     Raises:
@@ -27,7 +26,6 @@ class AuditConfig:
     data: str
     weights: str = IMAGENET
     backbone: str = "mobilenet_v2"
-    seed: int = 0
     output: str = ""
 
     def __post_init__(self) -> None:
@@ -35,7 +33,5 @@ class AuditConfig:
             raise InvalidSetting(
                 "weights is 'none', but random features tell nothing; give 'imagenet' or a state_dict's path"
             )
-        if self.seed < 0:
-            raise InvalidSetting(f"seed is {self.seed}; give 0 or more")
         if self.output and not (self.output.endswith(".csv") and Path(self.output).expanduser().resolve().parent.is_dir()):
             raise InvalidSetting(f"output is {self.output!r}; give the name of a .csv file in a folder that exists")
