@@ -28,6 +28,8 @@ from catdog_pyfunc.errors import (
 )
 
 if TYPE_CHECKING:
+    from catdog_pyfunc.pipeline.auditing.audit import AuditResult, audit
+    from catdog_pyfunc.pipeline.auditing.config import AuditConfig
     from catdog_pyfunc.pipeline.data.catalog import load_dataset
     from catdog_pyfunc.pipeline.data.corrections import Corrections, read_corrections
     from catdog_pyfunc.pipeline.data.dataset import Dataset, Example
@@ -52,6 +54,8 @@ if TYPE_CHECKING:
     from catdog_pyfunc.pipeline.training.train import TrainingResult, train
 
 __all__ = [
+    "AuditConfig",
+    "AuditResult",
     "CatDogError",
     "Check",
     "Comparison",
@@ -86,6 +90,7 @@ __all__ = [
     "TrackingError",
     "TrainingConfig",
     "TrainingResult",
+    "audit",
     "check_drift",
     "evaluate_model",
     "history",
@@ -99,6 +104,8 @@ __all__ = [
     "train",
 ]
 _MODULES = {
+    "auditing.audit": ("AuditResult", "audit"),
+    "auditing.config": ("AuditConfig",),
     "data.catalog": ("load_dataset",),
     "data.corrections": ("Corrections", "read_corrections"),
     "data.dataset": ("Dataset", "Example"),

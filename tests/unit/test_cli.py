@@ -21,6 +21,7 @@ from click.testing import CliRunner, Result
 import catdog_pyfunc
 from catdog_pyfunc.errors import InvalidSetting, PromotionLost
 from catdog_pyfunc.pipeline import interrupted, tracking
+from catdog_pyfunc.pipeline.auditing.config import AuditConfig
 from catdog_pyfunc.pipeline.cli import options
 from catdog_pyfunc.pipeline.cli.main import COMMANDS, catdog
 from catdog_pyfunc.pipeline.evaluation.runs import EvaluationConfig
@@ -171,6 +172,7 @@ def test_a_value_of_the_wrong_type_is_named(words: list[str], message: str):
     ("name", "configs", "more"),
     [
         ("train", [TrainingConfig], {"run_name"}),
+        ("audit", [AuditConfig], set()),
         ("evaluate", [EvaluationConfig], set()),
         ("promote", [Promotion, Thresholds], set()),
         ("select", [SelectionConfig], set()),
@@ -235,6 +237,7 @@ def test_mlproject_passes_every_parameter_to_the_option_of_its_name(entry_point:
     [
         ("train --image-size 7", "image_size is 7"),
         ("train --data no/such/folder", "no/such/folder does not exist"),
+        ("audit --data no/such/folder", "no/such/folder does not exist"),
         ("evaluate --model-uri models:/Nobody@production", "models:/Nobody@production"),
         (
             "register --run-id 0123456789abcdef0123456789abcdef",

@@ -13,6 +13,7 @@ from mlflow_catdog.runtime.routes.predict import REFUSALS
 from mlflow_catdog.runtime.settings import Settings
 from prometheus_client.parser import text_string_to_metric_families
 
+from catdog_pyfunc.pipeline.auditing.config import AuditConfig
 from catdog_pyfunc.pipeline.evaluation.runs import EvaluationConfig
 from catdog_pyfunc.pipeline.labelling.select import SelectionConfig
 from catdog_pyfunc.pipeline.monitoring.config import DriftConfig
@@ -42,6 +43,7 @@ def shown(default: object) -> str:
     ("page", "expected"),
     [
         ("training.md", defaults(TrainingConfig)),
+        ("audit.md", defaults(AuditConfig)),
         ("evaluation.md", defaults(EvaluationConfig)),
         ("scoring.md", defaults(ScoringConfig)),
         ("labelling.md", defaults(SelectionConfig)),
@@ -51,7 +53,18 @@ def shown(default: object) -> str:
         ("operations.md", defaults(Options)),
         ("serving.md", {name: shown(value) for name, value in DEFAULT_MODEL_CONFIG.items()}),
     ],
-    ids=["training", "evaluation", "scoring", "selection", "drift", "promotion", "gate", "deployment", "model_config"],
+    ids=[
+        "training",
+        "audit",
+        "evaluation",
+        "scoring",
+        "selection",
+        "drift",
+        "promotion",
+        "gate",
+        "deployment",
+        "model_config",
+    ],
 )
 def test_a_table_of_the_docs_has_every_parameter_and_default(page: str, expected: dict[str, str]):
     written = [{row[0]: row[1] for row in table[1:]} for table in tables(page)]

@@ -19,6 +19,7 @@ from catdog_pyfunc.pipeline import interrupted
 
 COMMANDS = {
     "train": "Train, log and register a classifier.",
+    "audit": "Find wrong labels, duplicates, outliers and bad images.",
     "evaluate": "Evaluate a model on labelled images.",
     "register": "Register a run's model as a new version.",
     "promote": "Point an alias to a version if it passes the gate.",

@@ -30,6 +30,7 @@ from catdog_pyfunc.pipeline.training import model_card
 from catdog_pyfunc.pipeline.training.backbones import Backbone, load_backbone
 from catdog_pyfunc.pipeline.training.config import TrainingConfig
 from catdog_pyfunc.pipeline.training.fit import FitResult, fit
+from catdog_pyfunc.pipeline.training.near_duplicates import Leaks
 from catdog_pyfunc.pipeline.training.quantization import quantized_graph
 
 _VERIFICATION_IMAGES = 16  # on which PyTorch and ONNX Runtime must agree before anything is saved
@@ -99,6 +100,7 @@ def _train(config: TrainingConfig, run_id: str) -> TrainingResult:
     fitted = fit(config, dataset, backbone)
     dataset = fitted.dataset
     logged_dataset = _log_data(dataset)
+    _log_leaks(fitted.leaks)
     description = _describe(config, fitted, backbone, run_id)
     reference = fitted.reference_embeddings
     graph = quantized_graph(backbone.network, description, reference, dataset, config.seed) if config.quantize else None
@@ -111,7 +113,7 @@ def _train(config: TrainingConfig, run_id: str) -> TrainingResult:
     evaluation = evaluate(predict, labelled_images(dataset, "test"), classes=description.classes, seed=config.seed)
     log_evaluation(evaluation, predict, "test", info.model_id, logged_dataset)
     params = {**asdict(config), "weights": backbone.weights, "image_size": backbone.preprocess.size}
-    card = model_card.write_card(description, dataset, evaluation, run_id, classifier.digest, params)
+    card = model_card.write_card(description, dataset, evaluation, run_id, classifier.digest, params, fitted.leaks)
     _log_with_model(card, dataset, evaluation, classifier.digest, info.model_id)
     version = str(versions.register(run_id, config.registered_model).version) if config.registered_model else None
     return TrainingResult(run_id, f"runs:/{run_id}/model", evaluation, version)
@@ -167,6 +169,15 @@ def _log_data(dataset: Dataset) -> MlflowDataset:
         mlflow.log_text("\n".join(dataset.problems) + "\n", "data/problems.txt")
         log(f"{len(dataset.problems)} problems with the data (data/problems.txt in the run), such as: {dataset.problems[0]}")
     return logged["test"]
+
+
+def _log_leaks(leaks: Leaks | None) -> None:
+    if leaks is None:
+        return
+    mlflow.log_metric("data/near_duplicates", leaks.count)
+    if leaks.pairs:
+        example, other = leaks.pairs[0]
+        log(f"{leaks.summary()}, such as {example.path} and {other.path}: see `catdog audit`")
 
 
 def _describe(config: TrainingConfig, fitted: FitResult, backbone: Backbone, run_id: str) -> Description:
