@@ -24,6 +24,7 @@ from catdog_pyfunc.pipeline.auditing.quality import judge, measure
 from catdog_pyfunc.pipeline.cache import cache_dir
 from catdog_pyfunc.pipeline.data import catalog
 from catdog_pyfunc.pipeline.data.dataset import ALL, Dataset
+from catdog_pyfunc.pipeline.data.label_studio import Task, labelling_interface, tasks_json
 from catdog_pyfunc.pipeline.evaluation.galleries import small_png
 from catdog_pyfunc.pipeline.training.backbones import Backbone, load_backbone
 from catdog_pyfunc.pipeline.training.fit import embed_images
@@ -141,6 +142,10 @@ def _log(result: AuditResult, findings: Sequence[Finding], dataset: Dataset) -> 
         _write(result.table, Path(scratch) / Path(TABLE).name)
         result.table.to_parquet(Path(scratch) / "audit.parquet", index=False)
         mlflow.log_artifacts(scratch, Path(TABLE).parent.as_posix())
+    suspects = result.table[result.table["kind"] == "label_error"]
+    tasks = [Task(row.path, row.suggestion, row.score) for row in suspects.itertuples()]
+    mlflow.log_text(tasks_json(tasks, root(dataset), "audit"), "label_studio/tasks.json")
+    mlflow.log_text(labelling_interface(dataset.classes), "label_studio/interface.xml")
     for kind in KINDS:
         drawn = [finding for finding in ranked(findings) if finding.kind == kind]
         if drawn and kind != "corrupt":
