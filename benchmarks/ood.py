@@ -155,7 +155,7 @@ def main() -> None:
     parser.add_argument("--weights", default=weights, help="as of `catdog train`")
     parser.add_argument("--backbone", default="mobilenet_v2", help="as of `catdog train`")
     parser.add_argument("--other", required=True, help="a folder of photos of none of the classes")
-    parser.add_argument("--seeds", type=int, default=20)
+    parser.add_argument("--seeds", type=int, default=10)
     arguments = parser.parse_args()
     splits = load_dataset(arguments.photos).splits
     backbone = load_backbone(arguments.backbone, arguments.weights, 2, 0)
