@@ -28,7 +28,7 @@ from catdog_pyfunc import export
 from catdog_pyfunc.bundle import Description
 from catdog_pyfunc.cpu import available_cores
 from catdog_pyfunc.engine import OnnxEngine
-from catdog_pyfunc.network import Network, nearest_similarity
+from catdog_pyfunc.network import Network, similarity
 from catdog_pyfunc.pipeline.console import markdown_table, progress
 from catdog_pyfunc.pipeline.data.catalog import load_dataset
 from catdog_pyfunc.pipeline.training.backbones import Backbone, load_backbone
@@ -80,7 +80,7 @@ def energy(train: torch.Tensor) -> Score:  # Liu et al., NeurIPS 2020
 
 
 def served(train: torch.Tensor) -> Score:
-    return lambda x: nearest_similarity(x, train.half().float())
+    return lambda x: similarity(x, train.half().float())
 
 
 def scores(network: Network) -> dict[str, tuple[Score, Fit]]:

@@ -29,11 +29,13 @@ from catdog_pyfunc.errors import (
 
 if TYPE_CHECKING:
     from catdog_pyfunc.pipeline.data.catalog import load_dataset
+    from catdog_pyfunc.pipeline.data.corrections import Corrections, read_corrections
     from catdog_pyfunc.pipeline.data.dataset import Dataset, Example
     from catdog_pyfunc.pipeline.evaluation.evaluation import Evaluation, LabelledImage
     from catdog_pyfunc.pipeline.evaluation.intervals import Estimate
     from catdog_pyfunc.pipeline.evaluation.metrics import Reliability
     from catdog_pyfunc.pipeline.evaluation.runs import EvaluationConfig, evaluate_model
+    from catdog_pyfunc.pipeline.labelling.select import Selection, SelectionConfig, select
     from catdog_pyfunc.pipeline.registry.audit_log import Entry
     from catdog_pyfunc.pipeline.registry.checks import Check
     from catdog_pyfunc.pipeline.registry.gate import GateReport, Thresholds
@@ -49,6 +51,7 @@ if TYPE_CHECKING:
 __all__ = [
     "CatDogError",
     "Check",
+    "Corrections",
     "Dataset",
     "EnginesDisagree",
     "Entry",
@@ -70,6 +73,8 @@ __all__ = [
     "Reliability",
     "ScoringConfig",
     "ScoringResult",
+    "Selection",
+    "SelectionConfig",
     "Summary",
     "Thresholds",
     "TrackingError",
@@ -79,18 +84,22 @@ __all__ = [
     "history",
     "load_dataset",
     "promote",
+    "read_corrections",
     "register",
     "roll_back",
     "score",
+    "select",
     "train",
 ]
 _MODULES = {
     "data.catalog": ("load_dataset",),
+    "data.corrections": ("Corrections", "read_corrections"),
     "data.dataset": ("Dataset", "Example"),
     "evaluation.evaluation": ("Evaluation", "LabelledImage"),
     "evaluation.intervals": ("Estimate",),
     "evaluation.metrics": ("Reliability",),
     "evaluation.runs": ("EvaluationConfig", "evaluate_model"),
+    "labelling.select": ("Selection", "SelectionConfig", "select"),
     "registry.audit_log": ("Entry",),
     "registry.checks": ("Check",),
     "registry.gate": ("GateReport", "Thresholds"),

@@ -42,6 +42,7 @@ EXPECTED = {
     "-s -D -": "x-request-id: order-4711",
     "curl -s http://127.0.0.1:5001/metrics": r'catdog_model_info{name="CatDogClassifier",version="\d+"} 1.0',
     "v2/models/CatDogClassifier": r'"inputs":\[{"name":"image","datatype":"BYTES"',
+    "-e select": "0 unreadable images apart",
     "catdog history": "wrong on kittens",
     "catdog predict": r"Predicted class: (cat|dog), Confidence: [01]\.\d{4}",
     "models predict": _ROW,
@@ -96,6 +97,7 @@ def reader(tmp_path_factory: pytest.TempPathFactory, real_photos: Path, real_wei
     copy_repository(folder)
     copy_images(real_photos, folder / "path" / "to" / "photos")
     shutil.copy(next((real_photos / "test" / "cat").iterdir()), folder / "photo.jpg")
+    shutil.copytree(folder / "path" / "to" / "photos" / "val", folder / "path" / "to" / "unlabelled")
     torch_home = folder / "torch" / "hub" / "checkpoints"
     torch_home.mkdir(parents=True)
     shutil.copy(real_weights, torch_home / "mobilenet_v2-7ebf99e0.pth")  # where torchvision looks before it downloads

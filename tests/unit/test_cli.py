@@ -24,6 +24,7 @@ from catdog_pyfunc.pipeline import interrupted, tracking
 from catdog_pyfunc.pipeline.cli import options
 from catdog_pyfunc.pipeline.cli.main import COMMANDS, catdog
 from catdog_pyfunc.pipeline.evaluation.runs import EvaluationConfig
+from catdog_pyfunc.pipeline.labelling.select import SelectionConfig
 from catdog_pyfunc.pipeline.registry import reconcile, versions
 from catdog_pyfunc.pipeline.registry.gate import Thresholds
 from catdog_pyfunc.pipeline.registry.promotion import Promotion
@@ -171,6 +172,7 @@ def test_a_value_of_the_wrong_type_is_named(words: list[str], message: str):
         ("train", [TrainingConfig], {"run_name"}),
         ("evaluate", [EvaluationConfig], set()),
         ("promote", [Promotion, Thresholds], set()),
+        ("select", [SelectionConfig], set()),
     ],
 )
 def test_a_command_has_the_fields_of_its_dataclasses(name: str, configs: list[type], more: set[str]):
@@ -240,6 +242,8 @@ def test_mlproject_passes_every_parameter_to_the_option_of_its_name(entry_point:
         ("promote --version 1 --alias latest", "alias 'latest' is not allowed"),
         ("promote --version 1 --force true", "give a reason"),
         ("promote --version 1 --min-accuracy 80", "min_accuracy is 80"),
+        ("select --data no/such/folder", "no/such/folder is not a folder"),
+        ("train --relabel no.csv", "the corrections no.csv do not exist"),
         ("rollback --name Nobody", "'Nobody'"),
         ("history --name Nobody", "'Nobody'"),
         ("predict --model-uri models:/Nobody@production {file}", "models:/Nobody@production"),

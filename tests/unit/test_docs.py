@@ -14,6 +14,7 @@ from mlflow_catdog.runtime.settings import Settings
 from prometheus_client.parser import text_string_to_metric_families
 
 from catdog_pyfunc.pipeline.evaluation.runs import EvaluationConfig
+from catdog_pyfunc.pipeline.labelling.select import SelectionConfig
 from catdog_pyfunc.pipeline.registry.gate import Thresholds
 from catdog_pyfunc.pipeline.registry.promotion import Promotion
 from catdog_pyfunc.pipeline.scoring.config import ScoringConfig
@@ -42,12 +43,13 @@ def shown(default: object) -> str:
         ("training.md", defaults(TrainingConfig)),
         ("evaluation.md", defaults(EvaluationConfig)),
         ("scoring.md", defaults(ScoringConfig)),
+        ("labelling.md", defaults(SelectionConfig)),
         ("registry-and-gate.md", defaults(Promotion)),
         ("registry-and-gate.md", defaults(Thresholds)),
         ("operations.md", defaults(Options)),
         ("serving.md", {name: shown(value) for name, value in DEFAULT_MODEL_CONFIG.items()}),
     ],
-    ids=["training", "evaluation", "scoring", "promotion", "gate", "deployment", "model_config"],
+    ids=["training", "evaluation", "scoring", "selection", "promotion", "gate", "deployment", "model_config"],
 )
 def test_a_table_of_the_docs_has_every_parameter_and_default(page: str, expected: dict[str, str]):
     written = [{row[0]: row[1] for row in table[1:]} for table in tables(page)]

@@ -82,7 +82,8 @@ def test_without_an_active_run_an_evaluation_has_a_run_of_its_own(store: mlflow.
     run = last_run(store)
     assert run.info.status == "FINISHED"
     assert run.info.run_name == f"evaluate v1 on {folder.name}"
-    assert run.data.params == {"model_uri": "models:/Bright/1", "data": str(folder), "split": "all", "seed": "3"}
+    given = {"model_uri": "models:/Bright/1", "data": str(folder), "split": "all", "seed": "3"}
+    assert run.data.params == {**given, "stress": "False", "stress_images": "200"}
     tags = run.data.tags
     assert (tags["model.uri"], tags["model.name"], tags["model.version"]) == ("models:/Bright/1", "Bright", "1")
     assert tags["mlflow.parentRunId"] == version.run_id
@@ -97,6 +98,16 @@ def test_without_an_active_run_an_evaluation_has_a_run_of_its_own(store: mlflow.
     seen = {metric.key: metric.dataset_digest for metric in store.get_logged_model(model.model_id).metrics}
     assert seen["all/accuracy"] == tags["data.digest"]
     assert evaluation.seed == 3
+
+
+def test_a_stress_test_leaves_metrics_a_plot_and_a_table(store: mlflow.MlflowClient, version: Any, folder: Path):
+    evaluate_model(EvaluationConfig("models:/Bright/1", str(folder), "all", stress=True, stress_images=4))
+    run = last_run(store)
+    assert run.data.metrics["stress/accuracy_jpeg_compression"] == 1.0
+    assert run.data.metrics["stress/accuracy"] < 1.0  # brightness makes cats of dogs
+    left = artifacts(store, run.info.run_id)
+    assert "stress.png" in left["plots"]
+    assert left["tables"] == ["metrics.csv", "stress.csv"]
 
 
 def test_an_evaluation_works_in_the_active_run(store: mlflow.MlflowClient, version: Any, folder: Path):
@@ -121,6 +132,7 @@ def test_a_run_whose_evaluation_fails_is_marked_failed(store: mlflow.MlflowClien
     [
         ({"split": "dev"}, "^split is 'dev'; give one of train, val, test, all$"),
         ({"seed": -1}, "^seed is -1; give 0 or more$"),
+        ({"stress_images": 0}, "^stress_images is 0; give 1 or more$"),
     ],
 )
 def test_a_setting_that_cannot_be_used_is_refused(setting: dict[str, Any], message: str):

@@ -93,7 +93,7 @@ def judge(monkeypatch: pytest.MonkeyPatch, clock: SimpleNamespace, opened: list[
         champion: Model | None = None,
         images: Sequence[LabelledImage] = IMAGES,
         forced: bool = False,
-        **thresholds: float,
+        **thresholds: Any,
     ) -> GateReport:
         models = {"challenger": challenger, "champion": champion}
 
@@ -221,6 +221,58 @@ def test_a_challenger_that_trades_an_old_class_for_a_new_one_is_refused(judge: J
     challenger = Model(classes=("cat", "cow", "dog"), mistakes=[("cat", 6)])
     report = judge(challenger, Model(), images, **LAX)
     assert report.failed == ("accuracy vs champion",)
+
+
+@dataclass(frozen=True)
+class Fragile(Model):
+    """Confuses so many corrupted images per class."""
+
+    corrupted_mistakes: Sequence[tuple[str, int]] = ()
+
+    def _predict(self, image: bytes) -> Prediction:
+        if not image.startswith(b"corrupted "):
+            return super()._predict(image)
+        return Model(self.classes, self.corrupted_mistakes)._predict(image.removeprefix(b"corrupted "))
+
+
+UNDER_CORRUPTIONS = "accuracy under corruptions vs champion"
+
+
+@pytest.fixture
+def corrupted(monkeypatch: pytest.MonkeyPatch) -> None:
+    def corrupt(images: Sequence[LabelledImage], seed: int) -> list[LabelledImage]:
+        return [replace(image, read=lambda image=image: b"corrupted " + image.read()) for image in images]
+
+    monkeypatch.setattr(gate, "randomly_corrupted", corrupt)
+
+
+@pytest.mark.usefixtures("corrupted")
+def test_a_challenger_that_corruptions_confuse_is_refused_if_asked(judge: Judge):
+    fragile = Fragile(corrupted_mistakes=[("cat", 5)])
+    report = judge(fragile, Fragile(), stress=True)
+    assert report.failed == (UNDER_CORRUPTIONS,)
+    assert row(report, UNDER_CORRUPTIONS) == Check(
+        UNDER_CORRUPTIONS, "0.7917", "1.0000", "not worse beyond chance: p = 0.0312 ≥ 0.05", False
+    )
+    assert judge(fragile, Fragile(corrupted_mistakes=[("cat", 1)]), stress=True).failed == ()
+    assert UNDER_CORRUPTIONS not in names(judge(fragile, Fragile()))
+    assert judge(fragile, stress=True).failed == ()
+
+
+@pytest.mark.usefixtures("corrupted")
+def test_corrupted_images_of_a_new_class_are_not_compared(judge: Judge):
+    challenger = Fragile(("cat", "cow", "dog"), corrupted_mistakes=[("cow", 70)])
+    report = judge(challenger, Fragile(), [*labelled(("cow", 70)), *IMAGES], stress=True)
+    assert row(report, UNDER_CORRUPTIONS).challenger == "1.0000"
+
+
+@pytest.mark.usefixtures("corrupted")
+def test_a_model_that_fails_on_corrupted_images(judge: Judge):
+    failing = Model(fails_on=lambda images: images[0].startswith(b"corrupted "))
+    assert judge(failing, Model(), stress=True).failed == (UNDER_CORRUPTIONS,)
+    report = judge(Model(), failing, stress=True)
+    assert report.failed == ()
+    assert row(report, "champion").required == "nothing: not compared"
 
 
 def test_images_of_which_the_champion_knows_no_class_do_not_pass(judge: Judge):

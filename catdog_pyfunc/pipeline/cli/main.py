@@ -26,6 +26,7 @@ COMMANDS = {
     "history": "Show who moved which alias when, and why.",
     "predict": "Predict the class of images.",
     "score": "Score many images, with predictions as parquet.",
+    "select": "Select the images to label next.",
 }
 """Name → summary. Each is the `command` of the module of the same name in this package."""
 MLFLOW_RUN = "mlflow run"  # the context's `obj` in a process that `mlflow run` has started

@@ -7,11 +7,12 @@ import os
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from catdog_pyfunc.cpu import available_cores
 from catdog_pyfunc.errors import InvalidData
+from catdog_pyfunc.pipeline.data.corrections import NO_CORRECTIONS, Corrections
 
 SPLITS = ("train", "val", "test")
 ALL = "all"  # all splits together, for evaluation
@@ -44,12 +45,14 @@ class Dataset:
         classes: Class names in sorted order, which is the order of the logits.
         splits: "train", "val", "test" → images.
         problems: What was left out and why, one sentence each.
+        corrected_by: "exclude", "relabel" → URI of the file, in an MLflow run, that corrected the data.
     """
 
     source: str
     classes: tuple[str, ...]
     splits: Mapping[str, tuple[Example, ...]]
     problems: tuple[str, ...] = ()
+    corrected_by: Mapping[str, str] = field(default_factory=dict)
 
     def examples(self, split: str) -> tuple[Example, ...]:
         """The images of a split, or of "all"."""
@@ -97,7 +100,7 @@ def _names(split: str) -> tuple[str, ...]:
     return SPLITS if split == ALL else (split,)
 
 
-def read_folder(folder: Path, split: str | None = None) -> Dataset:
+def read_folder(folder: Path, split: str | None = None, corrections: Corrections = NO_CORRECTIONS) -> Dataset:
     """List a folder of images.
 
     Args:
@@ -105,12 +108,13 @@ def read_folder(folder: Path, split: str | None = None) -> Dataset:
             is taken out of train by content digest, 15 % for val and for test: the same file is always in the same split.
         split: For evaluation, the one split that must have images ("all": any split); None for training, which needs images
             in all splits and two classes.
+        corrections: What is to be left out, or to have another label than its folder's.
 
     Returns:
         The dataset; its `problems` say what was left out.
 
     Raises:
-        InvalidData: The folder does not exist, or has too few classes or images.
+        InvalidData: The folder does not exist, has too few classes or images, or not those that are to be corrected.
     """
     if not folder.is_dir():
         raise InvalidData(
@@ -122,7 +126,8 @@ def read_folder(folder: Path, split: str | None = None) -> Dataset:
     labelled = {
         name: [(path, label) for label, paths in classes.items() for path in paths] for name, classes in found.items()
     }
-    return assemble(str(folder), labelled, {label for classes in found.values() for label in classes}, problems, split)
+    names = {label for classes in found.values() for label in classes}
+    return assemble(str(folder), corrections.apply(labelled, folder), names, problems, split)
 
 
 def split_folders(folder: Path) -> dict[str, Path]:

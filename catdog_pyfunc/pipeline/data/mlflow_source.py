@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+import tempfile
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from mlflow.data.dataset_source import DatasetSource
 from mlflow.entities import Run
+from mlflow.exceptions import MlflowException
 
 from catdog_pyfunc import internals
-from catdog_pyfunc.errors import InvalidData
+from catdog_pyfunc.errors import InvalidData, first_line
 from catdog_pyfunc.pipeline.data import catalog
+from catdog_pyfunc.pipeline.data.corrections import NO_CORRECTIONS, Corrections, read_corrections
 from catdog_pyfunc.pipeline.data.corrupt import find_corrupt
 from catdog_pyfunc.pipeline.data.dataset import ALL, SUFFIXES, Dataset, split_folders
 from catdog_pyfunc.preprocessing import Preprocess
@@ -28,22 +32,26 @@ class ImageFolderSource(DatasetSource):
         data: A folder, "sample" or "oxford-iiit-pet".
         split: "train", "val", "test" or "all".
         digest: Digest of the split's content; see `Dataset.digest`.
+        corrected_by: See `Dataset.corrected_by`.
     """
 
     data: str
     split: str
     digest: str
+    corrected_by: Mapping[str, str] = field(default_factory=dict)
 
     def load(self) -> Dataset:
         """Open the dataset again.
 
         Returns:
-            The dataset, whose `split` has exactly the run's images, without those that the run left out as corrupt.
+            The dataset, whose `split` has exactly the run's images and labels: corrected as they were there, and without
+            those that the run left out as corrupt.
 
         Raises:
-            InvalidData: The dataset is gone, or its images have changed.
+            InvalidData: The dataset or a correction is gone, or the images have changed.
         """
-        listed = catalog.load_dataset(self.data, self.split)
+        listed = catalog.load_dataset(self.data, self.split, self._corrections())
+        listed = replace(listed, corrected_by=self.corrected_by)
         if listed.digest(self.split) == self.digest:
             return listed
         # The run may have left out corrupt images, which are found only by decoding.
@@ -55,6 +63,24 @@ class ImageFolderSource(DatasetSource):
             )
         return dataset
 
+    def _corrections(self) -> Corrections:
+        if not self.corrected_by:
+            return NO_CORRECTIONS
+        from mlflow.artifacts import download_artifacts  # MLflow imports this module before it is complete
+
+        try:
+            with tempfile.TemporaryDirectory() as scratch:
+                files = {
+                    name: Path(download_artifacts(artifact_uri=uri, dst_path=scratch))
+                    for name, uri in self.corrected_by.items()
+                }
+                # Other splits may have changed; whether this one has, its digest tells.
+                return replace(read_corrections(files), strict=False)
+        except (MlflowException, OSError) as error:
+            raise InvalidData(
+                f"the corrections {', '.join(self.corrected_by.values())} are not available ({first_line(error)})"
+            ) from None
+
     def to_dict(self) -> dict[str, Any]:
         """Convert to what JSON can hold."""
         return asdict(self)
@@ -62,7 +88,8 @@ class ImageFolderSource(DatasetSource):
     @classmethod
     def from_dict(cls, source_dict: dict[Any, Any]) -> ImageFolderSource:
         """Convert back from `to_dict`."""
-        return cls(str(source_dict["data"]), str(source_dict["split"]), str(source_dict["digest"]))
+        corrected_by = dict(source_dict.get("corrected_by", {}))
+        return cls(str(source_dict["data"]), str(source_dict["split"]), str(source_dict["digest"]), corrected_by)
 
     @staticmethod
     def _get_source_type() -> str:

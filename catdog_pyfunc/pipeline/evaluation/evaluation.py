@@ -112,7 +112,7 @@ class Evaluation:
             InvalidData: No image has one of these labels.
         """
         known = tuple(name for name in self.classes if name in classes)
-        restricted = _measure(known, [result for result in self._results() if result[0].label in known], self.seed)
+        restricted = measure(known, [result for result in self._results() if result[0].label in known], self.seed)
         return replace(restricted, latency_p50_ms=self.latency_p50_ms, latency_p99_ms=self.latency_p99_ms)
 
     def metrics(self, prefix: str = "") -> dict[str, float]:
@@ -180,7 +180,7 @@ def evaluate(
             _known_classes(images, predictions, classes, skip_unknown)  # before the remaining images are predicted in vain
     known = _known_classes(images, predictions, classes, skip_unknown)
     results = [result for result in zip(images, predictions, strict=True) if result[0].label in known]
-    evaluation = _measure(known, results, seed)
+    evaluation = measure(known, results, seed)
     timed = _latencies(predict, results) if latency else []
     if not timed:
         return evaluation
@@ -238,8 +238,20 @@ def _latencies(predict: Predictor, results: Sequence[Result]) -> list[float]:
     return timed
 
 
-def _measure(classes: tuple[str, ...], results: Sequence[Result], seed: int) -> Evaluation:
-    """Compute all metrics; every label must be one of the classes."""
+def measure(classes: tuple[str, ...], results: Sequence[Result], seed: int) -> Evaluation:
+    """Compute all metrics.
+
+    Args:
+        classes: C names; every image's label must be one of them.
+        results: Images and their predictions.
+        seed: Seed of the bootstrap.
+
+    Returns:
+        The evaluation, without latencies.
+
+    Raises:
+        InvalidData: There are no images.
+    """
     if not results:
         raise InvalidData(f"there are no images{f' of {_listed(classes)}' if classes else ''} to evaluate on: give some")
     images, predictions = zip(*results, strict=True)

@@ -82,13 +82,14 @@ def _caption(
     figure: Figure, left: float, right: float, bottom: int, height: int, image: LabelledImage, prediction: Prediction
 ) -> None:
     first, second = (bottom - 16) / height, (bottom - 31) / height  # baselines
-    colour = CORRECT if prediction.label == image.label else WRONG
+    colour = CORRECT if prediction.label == image.label else WRONG if image.label else _GREY
     predicted = "unreadable"
     if prediction.label is not None:
         predicted = f"{_shortened(prediction.label, 18)} {prediction.confidence:.3f}"
     if prediction.in_domain is False:
         predicted += ", rejected"
-    figure.text(left, first, f"label: {_shortened(image.label, 18)}", fontsize=9.5)
+    if image.label:
+        figure.text(left, first, f"label: {_shortened(image.label, 18)}", fontsize=9.5)
     figure.text(right, first, predicted, fontsize=9.5, ha="right", color=colour, weight="bold")
     figure.text(left, second, _shortened(image.name, 36), fontsize=7.5, color=_GREY)
 

@@ -9,8 +9,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from sklearn.metrics import roc_curve
 
+from catdog_pyfunc.pipeline.evaluation.corruptions import CORRUPTIONS, SEVERITIES
 from catdog_pyfunc.pipeline.evaluation.evaluation import Evaluation
 from catdog_pyfunc.pipeline.evaluation.intervals import Estimate, wilson
+from catdog_pyfunc.pipeline.evaluation.stress import StressTest
 
 CORRECT, WRONG = "#4c78a8", "#e45756"
 _GREY = "#777777"
@@ -124,6 +126,38 @@ def confidence(evaluation: Evaluation) -> Figure:
     axes.legend(frameon=False, loc="upper left")
     log_loss = _interval(evaluation.estimates["log_loss"])
     _title(figure, "Confidence of correct and wrong predictions", f"log-loss {log_loss}")
+    return figure
+
+
+def stress(test: StressTest) -> Figure:
+    """Heat tables of accuracy, calibration error and acceptance; one row per corruption, above them the baseline."""
+    rows = [f"none (n = {len(test.baseline.images)})", *(name.replace("_", " ") for name in CORRUPTIONS)]
+    figure = Figure(figsize=(2.2 + 2.1 * len(test.metrics), 6.2), layout="constrained")
+    for axes, metric in zip(figure.subplots(1, len(test.metrics), sharey=True, squeeze=False)[0], test.metrics, strict=True):
+        values = np.full((len(rows), len(SEVERITIES)), test.baseline.estimates[metric].value)
+        for place, evaluation in enumerate(test.corrupted.values(), start=len(SEVERITIES)):
+            values.flat[place] = evaluation.estimates[metric].value
+        low = 1 / len(test.baseline.classes) if metric == "accuracy" else 0.0  # a random classifier's
+        colours, high = ("Reds", 0.5) if metric == "calibration_error" else ("Blues", 1.0)
+        axes.imshow(values, cmap=colours, vmin=low, vmax=high, aspect="auto")
+        for (row, column), value in np.ndenumerate(values):
+            dark = value > (low + high) / 2
+            if row or column == 1:  # the baseline has one value
+                text = "" if math.isnan(value) else f"{value:.3f}"
+                axes.text(column, row, text, ha="center", va="center", fontsize=8.5, color="white" if dark else "black")
+        axes.axhline(0.5, color="white", lw=5)
+        axes.set_xticks(range(len(SEVERITIES)), [str(severity) for severity in SEVERITIES])
+        axes.set_yticks(range(len(rows)), rows)
+        axes.tick_params(length=0)
+        axes.spines[:].set_visible(False)
+        axes.set_xlabel("severity")
+        axes.set_title(metric.replace("_", " "), fontsize=10)
+    accuracy = test.accuracy
+    figure.suptitle(
+        f"Under corruptions: mean accuracy {accuracy.value:.4f} (95 %: {accuracy.low:.4f}–{accuracy.high:.4f})",
+        fontsize=12,
+        weight="bold",
+    )
     return figure
 
 

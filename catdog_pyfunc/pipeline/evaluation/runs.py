@@ -17,12 +17,14 @@ from mlflow.pyfunc import PyFuncModel
 from catdog_pyfunc import flavor, internals
 from catdog_pyfunc.errors import InvalidSetting, ModelFailed, first_line
 from catdog_pyfunc.pipeline import tracking
+from catdog_pyfunc.pipeline.console import log, text_table
 from catdog_pyfunc.pipeline.data import catalog
 from catdog_pyfunc.pipeline.data.dataset import ALL, SPLITS
 from catdog_pyfunc.pipeline.evaluation import plots
 from catdog_pyfunc.pipeline.evaluation.evaluation import Evaluation, evaluate, labelled_images
 from catdog_pyfunc.pipeline.evaluation.galleries import gallery, small_png
 from catdog_pyfunc.pipeline.evaluation.predictors import Predictor, pyfunc_predictor
+from catdog_pyfunc.pipeline.evaluation.stress import StressTest, stratified_sample, stress_test
 
 ARTIFACTS = {
     **{name: f"plots/{name}.png" for name in ("confusion_matrix", "roc", "reliability", "confidence")},
@@ -41,19 +43,25 @@ class EvaluationConfig:
             folder.
         data: Folder with one sub-folder per class, "sample" or "oxford-iiit-pet".
         split: Split of the data: "train", "val", "test" or "all".
-        seed: Seed of the bootstrap intervals.
+        seed: Seed of the bootstrap intervals and of the corruptions.
+        stress: Whether to evaluate under 12 corruptions at 3 severities, too.
+        stress_images: At most how many readable images to corrupt; a larger split is sampled, each class in proportion.
     """
 
     model_uri: str = "models:/CatDogClassifier@production"
     data: str = catalog.SAMPLE
     split: str = "test"
     seed: int = 0
+    stress: bool = False
+    stress_images: int = 200
 
     def __post_init__(self) -> None:
         if self.split not in (*SPLITS, ALL):
             raise InvalidSetting(f"split is {self.split!r}; give one of {', '.join((*SPLITS, ALL))}")
         if self.seed < 0:
             raise InvalidSetting(f"seed is {self.seed}; give 0 or more")
+        if self.stress_images < 1:
+            raise InvalidSetting(f"stress_images is {self.stress_images}; give 1 or more")
 
 
 def evaluate_model(config: EvaluationConfig) -> Evaluation:
@@ -89,7 +97,29 @@ def _evaluate(config: EvaluationConfig, model: PyFuncModel) -> Evaluation:
     predict = pyfunc_predictor(model)
     evaluation = evaluate(predict, labelled_images(dataset, config.split), seed=config.seed)
     log_evaluation(evaluation, predict, config.split, model_id, mlflow_dataset)
+    if config.stress:
+        test = _stress_test(config, predict, evaluation)
+        mlflow.log_metrics(
+            {f"stress/{name}": value for name, value in test.means().items()}, model_id=model_id, dataset=mlflow_dataset
+        )
+        _log_stress_test(test)
     return evaluation
+
+
+def _stress_test(config: EvaluationConfig, predict: Predictor, evaluation: Evaluation) -> StressTest:
+    readable = [image for image, p in zip(evaluation.images, evaluation.predictions, strict=True) if p.label is not None]
+    images = stratified_sample(readable, config.stress_images, config.seed)
+    log(f"stress test on {len(images)} of {len(readable)} readable images")
+    return stress_test(predict, images, evaluation.classes, config.seed)
+
+
+def _log_stress_test(test: StressTest) -> None:
+    table = test.table()
+    mlflow.log_figure(plots.stress(test), "plots/stress.png", save_kwargs={"dpi": 120})
+    mlflow.log_text(table.to_csv(index=False, float_format="%.6f", lineterminator="\n"), "tables/stress.csv")
+    shown = table[["corruption", "severity", *test.metrics]].round(4).astype(str)
+    log(text_table([list(shown.columns), *shown.to_numpy().tolist()]))
+    log(f"accuracy under corruptions: {test.accuracy}; without: {test.baseline.accuracy}")
 
 
 def link_model(model: PyFuncModel) -> str | None:

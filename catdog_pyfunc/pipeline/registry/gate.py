@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
+from catdog_pyfunc.classifier import Prediction
 from catdog_pyfunc.errors import InvalidData, InvalidSetting, ModelFailed
 from catdog_pyfunc.pipeline.console import log
-from catdog_pyfunc.pipeline.evaluation.evaluation import Evaluation, LabelledImage, evaluate
+from catdog_pyfunc.pipeline.evaluation.evaluation import Evaluation, LabelledImage, evaluate, measure
 from catdog_pyfunc.pipeline.evaluation.predictors import Predictor
+from catdog_pyfunc.pipeline.evaluation.stress import randomly_corrupted, read_batches
 from catdog_pyfunc.pipeline.evaluation.subprocess_model import subprocess_model
 from catdog_pyfunc.pipeline.registry import checks
 from catdog_pyfunc.pipeline.registry.checks import Check
@@ -27,6 +29,7 @@ class Thresholds:
         recall_margin: How far the recall of each class may lie below the champion's.
         latency_ratio: How many times the champion's single-image latency passes.
         latency_allowed_ms: Single-image latency that always passes, in ms.
+        stress: Whether McNemar's test must pass on corrupted images, too; takes as many more predictions.
     """
 
     min_accuracy: float = 0.8
@@ -36,6 +39,7 @@ class Thresholds:
     recall_margin: float = 0.05
     latency_ratio: float = 1.5
     latency_allowed_ms: float = 50.0
+    stress: bool = False
 
     def __post_init__(self) -> None:
         for name in ("min_accuracy", "alpha"):
@@ -110,6 +114,9 @@ def run_gate(
         if champion_uri:
             log(f"evaluating the champion, {champion_uri}")
             champion = _compare(report, models, champion_uri, images, thresholds, seed)
+        if champion and thresholds.stress:
+            log("evaluating both on corrupted images")
+            report.checks.append(_compare_corrupted(report, challenger, champion, thresholds.alpha, seed))
         log("timing single-image calls")
         report.checks += checks.latency(
             challenger, champion, images, thresholds.latency_ratio, thresholds.latency_allowed_ms
@@ -176,3 +183,23 @@ def _compare(
     challenger = report.challenger.restricted_to(report.champion.classes)
     report.checks += comparison(challenger, report.champion, thresholds)
     return champion
+
+
+def _compare_corrupted(report: GateReport, challenger: Predictor, champion: Predictor, alpha: float, seed: int) -> Check:
+    """Compare once more on the champion's images, each corrupted in one way that its content draws: independent pairs."""
+    assert report.challenger is not None
+    assert report.champion is not None
+    images, name = report.champion.images, "accuracy under corruptions vs champion"
+    mine: list[Prediction] = []
+    theirs: list[Prediction] = []
+    for contents in read_batches(randomly_corrupted(images, seed)):
+        try:
+            mine += challenger(contents, False)
+        except ModelFailed as failure:
+            return Check(name, str(failure), "", "one prediction for every image", False)
+        try:
+            theirs += champion(contents, False)
+        except ModelFailed as failure:
+            return checks.not_compared(failure)
+    evaluations = [measure(report.champion.classes, list(zip(images, found, strict=True)), seed) for found in (mine, theirs)]
+    return replace(checks.accuracy_comparison(evaluations[0], evaluations[1], alpha), name=name)

@@ -145,7 +145,8 @@ class _SplitDataset(MlflowDataset):
         self._counts = dataset.counts(split)
         digest = dataset.digest(split)
         # MLflow keeps one source for each name and digest in an experiment, so the name says which folder it is.
-        super().__init__(ImageFolderSource(dataset.source, split, digest), f"{Path(dataset.source).name}/{split}", digest)
+        source = ImageFolderSource(dataset.source, split, digest, dataset.corrected_by)
+        super().__init__(source, f"{Path(dataset.source).name}/{split}", digest)
 
     def _compute_digest(self) -> str:
         raise NotImplementedError("the digest is always passed in")

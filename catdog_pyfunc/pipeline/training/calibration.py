@@ -7,7 +7,7 @@ import torch
 from scipy.optimize import minimize_scalar
 
 from catdog_pyfunc.classifier import softmax
-from catdog_pyfunc.network import Network, nearest_similarity
+from catdog_pyfunc.network import Network, similarity
 from catdog_pyfunc.pipeline.training.embeddings import batches
 from catdog_pyfunc.preprocessing import Floats
 
@@ -56,7 +56,7 @@ def fit_ood_threshold(network: Network, train: Floats, val: Floats, seed: int) -
     reference = train.astype(np.float16).astype(np.float32)  # the precision it is stored in
     with torch.inference_mode():
         features = network.ood_features(torch.from_numpy(reference)).half().float()  # as in `ServingNetwork`
-        similarity = torch.cat(  # all N × M similarities would outgrow the memory
-            [nearest_similarity(network.ood_features(torch.from_numpy(batch)), features) for batch in batches(val)]
+        similarities = torch.cat(  # all N × M of them would outgrow the memory
+            [similarity(network.ood_features(torch.from_numpy(batch)), features) for batch in batches(val)]
         )
-    return reference, float(np.quantile(similarity.numpy(), 1 - ACCEPTED_FRACTION))
+    return reference, float(np.quantile(similarities.numpy(), 1 - ACCEPTED_FRACTION))

@@ -24,6 +24,8 @@ class TrainingConfig:
 
     Attributes:
         data: Folder with one sub-folder per class, 'sample' (synthetic, no download) or 'oxford-iiit-pet' (800 MB download).
+        exclude: CSV, parquet or Label Studio's JSON with the paths (relative to `data`) of images to leave out.
+        relabel: The same, with suggestions: those images that have one get it as their label.
         weights: 'imagenet', path to a state_dict, 'none', or 'auto': imagenet for a folder of photos, none for the sample.
         backbone: Classification model of torchvision.models that ends in globally pooled features.
         image_size: Side of the network's square input in pixels; 0 for the backbone's own, or 96 for the sample.
@@ -47,6 +49,8 @@ class TrainingConfig:
     """
 
     data: str = catalog.SAMPLE
+    exclude: str = ""
+    relabel: str = ""
     weights: str = AUTO
     backbone: str = "mobilenet_v2"
     image_size: int = 0

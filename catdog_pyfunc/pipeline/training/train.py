@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import shutil
 import tempfile
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -16,6 +17,7 @@ from catdog_pyfunc.errors import InvalidSetting
 from catdog_pyfunc.pipeline import interrupted, tracking
 from catdog_pyfunc.pipeline.console import log
 from catdog_pyfunc.pipeline.data import catalog
+from catdog_pyfunc.pipeline.data.corrections import file_digest, read_corrections
 from catdog_pyfunc.pipeline.data.dataset import SPLITS, Dataset
 from catdog_pyfunc.pipeline.evaluation.evaluation import Evaluation, evaluate, labelled_images
 from catdog_pyfunc.pipeline.evaluation.predictors import classifier_predictor
@@ -91,7 +93,7 @@ def train(config: TrainingConfig) -> TrainingResult:
 
 
 def _train(config: TrainingConfig, run_id: str) -> TrainingResult:
-    dataset = catalog.load_dataset(config.data)
+    dataset = _load_dataset(config, run_id)
     backbone = _load_backbone(config, dataset)
     fitted = fit(config, dataset, backbone)
     dataset = fitted.dataset
@@ -120,6 +122,31 @@ def _log_start(config: TrainingConfig, active: mlflow.ActiveRun, processes: int)
     mlflow.log_params({**tracking.environment_params(), "system.processes": processes})
     mlflow.set_tag("author", versions.author())
     ui.set_up_experiment_page(active.info.experiment_id)
+
+
+def _load_dataset(config: TrainingConfig, run_id: str) -> Dataset:
+    given = {"exclude": config.exclude, "relabel": config.relabel}
+    files = {name: Path(file).expanduser() for name, file in given.items() if file}
+    corrections = read_corrections(files)
+    dataset = catalog.load_dataset(config.data, corrections=corrections)
+    if not files:
+        return dataset
+    corrected_by = {name: _log_corrections(name, file, run_id) for name, file in files.items()}
+    relabelled, excluded = len(corrections.labels), len(corrections.excluded)
+    mlflow.log_params({"data.relabelled": relabelled, "data.excluded": excluded})
+    log(
+        f"{relabelled} images relabelled and {excluded} left out, in test, too: the gate will decide on the corrected labels"
+    )
+    return replace(dataset, corrected_by=corrected_by)
+
+
+def _log_corrections(name: str, file: Path, run_id: str) -> str:
+    """Log a file of corrections and its digest; the artifact's URI."""
+    mlflow.log_param(f"{name}.digest", file_digest(file))
+    known = f"{name}{file.suffix if file.suffix in ('.json', '.parquet') else '.csv'}"
+    with tempfile.TemporaryDirectory() as scratch:  # MLflow could not download a name with "#" or "%"
+        mlflow.log_artifact(shutil.copy(str(file), str(Path(scratch, known))), "data")
+    return f"runs:/{run_id}/data/{known}"
 
 
 def _load_backbone(config: TrainingConfig, dataset: Dataset) -> Backbone:
