@@ -28,6 +28,8 @@ from catdog_pyfunc.errors import (
 )
 
 if TYPE_CHECKING:
+    from catdog_pyfunc.pipeline.auditing.audit import AuditResult, audit
+    from catdog_pyfunc.pipeline.auditing.config import AuditConfig
     from catdog_pyfunc.pipeline.data.catalog import load_dataset
     from catdog_pyfunc.pipeline.data.corrections import Corrections, read_corrections
     from catdog_pyfunc.pipeline.data.dataset import Dataset, Example
@@ -36,6 +38,9 @@ if TYPE_CHECKING:
     from catdog_pyfunc.pipeline.evaluation.metrics import Reliability
     from catdog_pyfunc.pipeline.evaluation.runs import EvaluationConfig, evaluate_model
     from catdog_pyfunc.pipeline.labelling.select import Selection, SelectionConfig, select
+    from catdog_pyfunc.pipeline.monitoring.comparison import Comparison
+    from catdog_pyfunc.pipeline.monitoring.config import DriftConfig
+    from catdog_pyfunc.pipeline.monitoring.drift import DriftReport, check_drift
     from catdog_pyfunc.pipeline.registry.audit_log import Entry
     from catdog_pyfunc.pipeline.registry.checks import Check
     from catdog_pyfunc.pipeline.registry.gate import GateReport, Thresholds
@@ -49,10 +54,15 @@ if TYPE_CHECKING:
     from catdog_pyfunc.pipeline.training.train import TrainingResult, train
 
 __all__ = [
+    "AuditConfig",
+    "AuditResult",
     "CatDogError",
     "Check",
+    "Comparison",
     "Corrections",
     "Dataset",
+    "DriftConfig",
+    "DriftReport",
     "EnginesDisagree",
     "Entry",
     "Estimate",
@@ -80,6 +90,8 @@ __all__ = [
     "TrackingError",
     "TrainingConfig",
     "TrainingResult",
+    "audit",
+    "check_drift",
     "evaluate_model",
     "history",
     "load_dataset",
@@ -92,6 +104,8 @@ __all__ = [
     "train",
 ]
 _MODULES = {
+    "auditing.audit": ("AuditResult", "audit"),
+    "auditing.config": ("AuditConfig",),
     "data.catalog": ("load_dataset",),
     "data.corrections": ("Corrections", "read_corrections"),
     "data.dataset": ("Dataset", "Example"),
@@ -100,6 +114,9 @@ _MODULES = {
     "evaluation.metrics": ("Reliability",),
     "evaluation.runs": ("EvaluationConfig", "evaluate_model"),
     "labelling.select": ("Selection", "SelectionConfig", "select"),
+    "monitoring.comparison": ("Comparison",),
+    "monitoring.config": ("DriftConfig",),
+    "monitoring.drift": ("DriftReport", "check_drift"),
     "registry.audit_log": ("Entry",),
     "registry.checks": ("Check",),
     "registry.gate": ("GateReport", "Thresholds"),

@@ -105,27 +105,54 @@ def prometheus() -> str:
     return found
 
 
-@pytest.mark.slow
-def test_prometheus_scrapes_with_a_key(prometheus: str, guarded: Deployment, photo: bytes, tmp_path: Path):
+@pytest.fixture(scope="module")
+def scraping(prometheus: str, guarded: Deployment, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of a Prometheus that scrapes `guarded` every second."""
+    folder = tmp_path_factory.mktemp("prometheus")
     job = {
         "job_name": "catdog",
         "authorization": {"credentials": KEYS[1]},
         "static_configs": [{"targets": [guarded.address.removeprefix("http://")]}],
     }
-    (tmp_path / "prometheus.yml").write_text(yaml.safe_dump({"global": {"scrape_interval": "1s"}, "scrape_configs": [job]}))
-    address = f"127.0.0.1:{free_port()}"
-    command = [prometheus, "--config.file=prometheus.yml", f"--storage.tsdb.path={tmp_path / 'data'}"]
-    with running([*command, f"--web.listen-address={address}"], f"http://{address}/-/ready", tmp_path / "log", cwd=tmp_path):
-        expected = total(scrape(guarded), IMAGES)
-        for _ in range(2):
-            await_condition(lambda: queried(address, f"sum({IMAGES})") == expected)  # noqa: B023
-            assert predict(guarded, photo).status_code == 200
-            expected += 1
-        assert queried(address, 'up{job="catdog"}') == 1
+    (folder / "prometheus.yml").write_text(yaml.safe_dump({"global": {"scrape_interval": "1s"}, "scrape_configs": [job]}))
+    address = f"http://127.0.0.1:{free_port()}"
+    command = [prometheus, "--config.file=prometheus.yml", f"--storage.tsdb.path={folder / 'data'}"]
+    listen = f"--web.listen-address={address.removeprefix('http://')}"
+    with running([*command, listen], f"{address}/-/ready", folder / "log", cwd=folder):
+        yield address
+
+
+@pytest.mark.slow
+def test_prometheus_scrapes_with_a_key(scraping: str, guarded: Deployment, photo: bytes):
+    expected = total(scrape(guarded), IMAGES)
+    for _ in range(2):
+        await_condition(lambda: queried(scraping, f"sum({IMAGES})") == expected)  # noqa: B023
+        assert predict(guarded, photo).status_code == 200
+        expected += 1
+    assert queried(scraping, 'up{job="catdog"}') == 1
+
+
+@pytest.mark.slow
+def test_drift_is_noticed_in_what_prometheus_has_scraped(scraping: str, guarded: Deployment, project: Project, drawn: Path):
+    def drift() -> subprocess.CompletedProcess[str]:
+        for metric in (IMAGES, "catdog_image_errors_total"):
+            await_condition(lambda: queried(scraping, f"sum({metric})") == total(scrape(guarded), metric))  # noqa: B023
+        return project.command("catdog", "drift", "--version", "2", "--source", scraping, "--since", "1h")
+
+    await_condition(lambda: queried(scraping, "sum(catdog_domain_score_count)") is not None)
+    for file in sorted(drawn.glob("test/*/*.jpg")):
+        assert predict(guarded, file.read_bytes()).status_code == 200
+    like_test = drift()
+    assert like_test.returncode == 0, like_test.stdout + like_test.stderr
+    for _ in range(20):
+        predict(guarded, b"no image")
+    damaged = drift()
+    assert damaged.returncode == 3, damaged.stdout + damaged.stderr
+    assert re.search(r"^drift: error \((4[4-9]|5\d|6\d) images; ", damaged.stdout, re.MULTILINE), damaged.stdout
 
 
 def queried(address: str, query: str) -> float | None:
-    response = requests.get(f"http://{address}/api/v1/query", params={"query": query}, timeout=30)
+    response = requests.get(f"{address}/api/v1/query", params={"query": query}, timeout=30)
     found: list[Any] = response.json()["data"]["result"]
     return float(found[0]["value"][1]) if found else None
 

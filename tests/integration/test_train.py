@@ -17,6 +17,7 @@ from mlflow.entities import Run
 from catdog_pyfunc import flavor
 from catdog_pyfunc.errors import CatDogError, InvalidData, InvalidSetting, InvalidWeights
 from catdog_pyfunc.pipeline.data.dataset import read_folder
+from catdog_pyfunc.pipeline.evaluation.reference import read_reference
 from catdog_pyfunc.pipeline.training import config as config_module
 from catdog_pyfunc.pipeline.training.backbones import load_backbone
 from catdog_pyfunc.pipeline.training.config import TrainingConfig
@@ -75,6 +76,12 @@ def test_the_examples_of_the_documentation_run(
     assert all(f"\n## {part}\n" in card for part in ("Data", "Evaluation", "Limitations", "Usage", "Training"))
     description = flavor.load_model(f"models:/{MODEL}/1").description
     assert description.provenance["data_digest"] == run.data.tags["data.digest"]
+    reference = read_reference(f"models:/{MODEL}/1")
+    files = sorted((tmp_path / "photos" / "test").glob("*/*.jpg"))
+    predictions = flavor.load_model(f"models:/{MODEL}/1").predict([file.read_bytes() for file in files])
+    assert reference["image_bytes"].to_pylist() == [file.stat().st_size for file in files]
+    assert reference["label"].to_pylist() == [prediction.label for prediction in predictions]
+    assert reference["domain_score"].to_pylist() == pytest.approx([p.domain_score for p in predictions], abs=1e-4)
 
 
 def test_in_an_active_run_training_uses_that_run_and_its_name(drawn: Path, weights: Path, client: mlflow.MlflowClient):

@@ -15,6 +15,7 @@ from pathlib import Path
 import mlflow
 import pytest
 from mlflow.entities import Run
+from PIL import Image
 
 from catdog_pyfunc.errors import CatDogError, InvalidSetting, RegistryError
 from catdog_pyfunc.pipeline import tracking
@@ -186,6 +187,7 @@ def test_corrupt_and_leaking_images_are_named_and_do_not_stop_the_run(
     (photos / "test" / "dog" / "text.png").write_text("no image")
     shutil.copy(drawn / "test" / "cat" / "cat-0000.jpg", photos / "train" / "cat" / "leak.jpg")
     (photos / "train" / "empty").mkdir()
+    Image.open(drawn / "test" / "dog" / "dog-0000.jpg").save(photos / "train" / "dog" / "copy.jpg", quality=50)
     done = project.run(
         "-P", f"data={photos}", "-P", f"weights={weights}", "-P", "registered_model=none", "-P", "image_size=96"
     )
@@ -193,6 +195,10 @@ def test_corrupt_and_leaking_images_are_named_and_do_not_stop_the_run(
     run_id = re.search(r"runs:/(\w+)/model", done.stdout)[1]  # type: ignore[index]
     named = Path(project.client().download_artifacts(run_id, "data/problems.txt", str(tmp_path))).read_text()
     assert all(part in named for part in ("cut.jpg", "text.png", "leak.jpg", "'empty'"))
+    assert re.search(r"^1 of 23 images in val and test are near-duplicates of .*dog-0000.jpg and", done.stderr, re.MULTILINE)
+    assert project.client().get_run(run_id).data.metrics["data/near_duplicates"] == 1
+    card = Path(project.client().download_artifacts(run_id, "model_card.md", str(tmp_path))).read_text()
+    assert "\n1 of 23 images in val and test are near-duplicates of an image in another split.\n" in card
 
 
 @pytest.mark.parametrize(

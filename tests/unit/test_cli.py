@@ -21,10 +21,12 @@ from click.testing import CliRunner, Result
 import catdog_pyfunc
 from catdog_pyfunc.errors import InvalidSetting, PromotionLost
 from catdog_pyfunc.pipeline import interrupted, tracking
+from catdog_pyfunc.pipeline.auditing.config import AuditConfig
 from catdog_pyfunc.pipeline.cli import options
 from catdog_pyfunc.pipeline.cli.main import COMMANDS, catdog
 from catdog_pyfunc.pipeline.evaluation.runs import EvaluationConfig
 from catdog_pyfunc.pipeline.labelling.select import SelectionConfig
+from catdog_pyfunc.pipeline.monitoring.config import DriftConfig
 from catdog_pyfunc.pipeline.registry import reconcile, versions
 from catdog_pyfunc.pipeline.registry.gate import Thresholds
 from catdog_pyfunc.pipeline.registry.promotion import Promotion
@@ -170,9 +172,11 @@ def test_a_value_of_the_wrong_type_is_named(words: list[str], message: str):
     ("name", "configs", "more"),
     [
         ("train", [TrainingConfig], {"run_name"}),
+        ("audit", [AuditConfig], set()),
         ("evaluate", [EvaluationConfig], set()),
         ("promote", [Promotion, Thresholds], set()),
         ("select", [SelectionConfig], set()),
+        ("drift", [DriftConfig], set()),
     ],
 )
 def test_a_command_has_the_fields_of_its_dataclasses(name: str, configs: list[type], more: set[str]):
@@ -233,6 +237,7 @@ def test_mlproject_passes_every_parameter_to_the_option_of_its_name(entry_point:
     [
         ("train --image-size 7", "image_size is 7"),
         ("train --data no/such/folder", "no/such/folder does not exist"),
+        ("audit --data no/such/folder", "no/such/folder does not exist"),
         ("evaluate --model-uri models:/Nobody@production", "models:/Nobody@production"),
         (
             "register --run-id 0123456789abcdef0123456789abcdef",
@@ -244,6 +249,8 @@ def test_mlproject_passes_every_parameter_to_the_option_of_its_name(entry_point:
         ("promote --version 1 --min-accuracy 80", "min_accuracy is 80"),
         ("select --data no/such/folder", "no/such/folder is not a folder"),
         ("train --relabel no.csv", "the corrections no.csv do not exist"),
+        ("drift --version 1 --source . --name Nobody", "there is no model 'Nobody'"),
+        ("drift --version 1 --source . --since yesterday", "since is 'yesterday'; give a duration such as 30m, 24h or 7d"),
         ("rollback --name Nobody", "'Nobody'"),
         ("history --name Nobody", "'Nobody'"),
         ("predict --model-uri models:/Nobody@production {file}", "models:/Nobody@production"),

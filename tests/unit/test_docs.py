@@ -13,8 +13,10 @@ from mlflow_catdog.runtime.routes.predict import REFUSALS
 from mlflow_catdog.runtime.settings import Settings
 from prometheus_client.parser import text_string_to_metric_families
 
+from catdog_pyfunc.pipeline.auditing.config import AuditConfig
 from catdog_pyfunc.pipeline.evaluation.runs import EvaluationConfig
 from catdog_pyfunc.pipeline.labelling.select import SelectionConfig
+from catdog_pyfunc.pipeline.monitoring.config import DriftConfig
 from catdog_pyfunc.pipeline.registry.gate import Thresholds
 from catdog_pyfunc.pipeline.registry.promotion import Promotion
 from catdog_pyfunc.pipeline.scoring.config import ScoringConfig
@@ -41,15 +43,28 @@ def shown(default: object) -> str:
     ("page", "expected"),
     [
         ("training.md", defaults(TrainingConfig)),
+        ("audit.md", defaults(AuditConfig)),
         ("evaluation.md", defaults(EvaluationConfig)),
         ("scoring.md", defaults(ScoringConfig)),
         ("labelling.md", defaults(SelectionConfig)),
+        ("drift.md", defaults(DriftConfig)),
         ("registry-and-gate.md", defaults(Promotion)),
         ("registry-and-gate.md", defaults(Thresholds)),
         ("operations.md", defaults(Options)),
         ("serving.md", {name: shown(value) for name, value in DEFAULT_MODEL_CONFIG.items()}),
     ],
-    ids=["training", "evaluation", "scoring", "selection", "promotion", "gate", "deployment", "model_config"],
+    ids=[
+        "training",
+        "audit",
+        "evaluation",
+        "scoring",
+        "selection",
+        "drift",
+        "promotion",
+        "gate",
+        "deployment",
+        "model_config",
+    ],
 )
 def test_a_table_of_the_docs_has_every_parameter_and_default(page: str, expected: dict[str, str]):
     written = [{row[0]: row[1] for row in table[1:]} for table in tables(page)]
@@ -90,7 +105,7 @@ def test_the_operations_page_has_every_status_of_the_server():
 def test_the_operations_page_has_every_metric_with_its_labels():
     metrics = Metrics("CatDogClassifier", "1")
     metrics.duration.labels("POST", "/predict", "200").observe(0.1)
-    metrics.count([{"label": "cat"}])
+    metrics.count([{"label": "cat"}], [b"image"])
     counted = {
         family.name + ("_total" if family.type == "counter" else ""): {
             label for sample in family.samples for label in sample.labels if label != "le"

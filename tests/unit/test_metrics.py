@@ -13,7 +13,7 @@ _WORKER = """
 import sys
 from mlflow_catdog.runtime.metrics import Metrics
 counted = Metrics("cats", "3")
-counted.count([{"label": "cat"}])
+counted.count([{"label": "cat", "confidence": 0.9}], [b"image"])
 counted.active.inc()
 print(counted.render().decode() if sys.argv[1:] else "counted", flush=True)
 sys.stdin.read()
@@ -44,6 +44,9 @@ def test_the_workers_of_a_container_count_together_and_the_dead_are_no_longer_ac
     lines = done.stdout.splitlines()
     images = [line for line in lines if line.startswith("catdog_images_total")]
     active = [line for line in lines if line.startswith("http_server_active_requests ")]
-    assert images == ['catdog_images_total{label="cat"} 2.0', 'catdog_images_total{label="cat"} 3.0']
+    assert [line.rpartition(" ")[2] for line in images] == ["2.0", "3.0"]
+    for name in ("confidence", "image_bytes"):
+        counts = [line.rpartition(" ")[2] for line in lines if line.startswith(f"catdog_{name}_count")]
+        assert counts == ["2.0", "3.0"]
     assert active == ["http_server_active_requests 2.0", "http_server_active_requests 1.0"]
     assert 'catdog_model_info{name="cats",version="3"} 1.0' in lines

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import io
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import mlflow
+import pandas as pd
 import pyarrow as pa
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
@@ -23,10 +25,11 @@ from catdog_pyfunc.pipeline.cli.main import catdog
 from catdog_pyfunc.pipeline.scoring import output as outputs
 from catdog_pyfunc.pipeline.scoring import score as scores
 from catdog_pyfunc.pipeline.scoring.inputs import open_images
+from catdog_pyfunc.pipeline.scoring.output import columns as output_columns
 from catdog_pyfunc.pipeline.scoring.output import open_output
-from catdog_pyfunc.pipeline.scoring.summary import plot, summarise
+from catdog_pyfunc.pipeline.scoring.summary import BINS, plot, summarise
 
-COLUMNS = ["path", "digest", "label", "confidence", "probabilities", "in_domain", "domain_score", "error"]
+COLUMNS = ["path", "digest", "image_bytes", "label", "confidence", "probabilities", "in_domain", "domain_score", "error"]
 
 
 @pytest.fixture(scope="module")
@@ -68,10 +71,11 @@ def test_a_folder_becomes_one_row_per_image_with_what_the_model_says(photos: Pat
     broken, *good = scored
     assert list(broken) == COLUMNS
     assert broken["error"].startswith("is not an image this model reads: starts with")
-    assert {broken[name] for name in COLUMNS[2:-1]} == {None}
+    assert {broken[name] for name in COLUMNS[3:-1]} == {None}
     predictions = flavor.load_model(str(tiny_model)).predict([file.read_bytes() for file in files])
     for row, file, prediction in zip(good, files, predictions, strict=True):
         assert row["digest"] == hashlib.sha256(file.read_bytes()).hexdigest()
+        assert row["image_bytes"] == file.stat().st_size
         assert (row["label"], row["confidence"], row["error"]) == (
             prediction.label,
             pytest.approx(prediction.confidence),
@@ -288,9 +292,19 @@ def test_the_command_prints_what_was_found(photos: Path, tiny_model: Path, tmp_p
     assert "scoring images: 25/25 (" in done.stderr
 
 
-def test_the_plot_shows_all_images(photos: Path, tiny_model: Path, tmp_path: Path):
+def test_plot_and_table_show_all_images(photos: Path, tiny_model: Path, tmp_path: Path):
     summary = score(config(photos, tmp_path / "out", tiny_model)).summary
-    left, _ = plot(summary).axes
-    assert [text.get_text() for text in left.get_yticklabels()] == [*summary.labels, "cannot be read"]
-    assert sum(patch.get_width() for patch in left.patches) == 25
-    assert summary.confidences.sum() == 24
+    labels, *histograms = plot(summary).axes
+    assert [text.get_text() for text in labels.get_yticklabels()] == [*summary.labels, "cannot be read"]
+    assert sum(patch.get_width() for patch in labels.patches) == 25
+    assert [axes.get_xlabel() for axes in histograms] == ["confidence", "domain_score", "image_bytes"]
+    table = pd.read_csv(io.StringIO(summary.table()))
+    assert table.groupby("quantity")["images"].sum().to_dict() == dict.fromkeys(BINS, 24)
+
+
+def test_a_histogram_counts_each_value_in_its_bin(tmp_path: Path):
+    extremes = {"confidence": 1.0, "domain_score": 1.0000001, "image_bytes": 10, "label": "cat", "in_domain": True}
+    pq.write_table(pa.Table.from_pylist([extremes], output_columns(False, {})), tmp_path / "part-00000.parquet")
+    histograms = summarise(tmp_path).histograms
+    assert [int(histograms[name].argmax()) for name in ("confidence", "domain_score", "image_bytes")] == [24, 99, 0]
+    assert [histograms[name].sum() for name in BINS] == [1, 1, 1]

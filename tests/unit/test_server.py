@@ -16,6 +16,7 @@ from typing import Any
 import httpx
 import mlflow
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 from tests.unit.served import FakeModel, get, post, request, run, serve
 
@@ -275,6 +276,9 @@ def test_the_documentation_describes_every_route_and_loads_nothing_from_elsewher
     assert {"200", "400", "401", "408", "413", "415", "422", "429", "500", "504"} <= operation["responses"].keys()
 
 
+MODEL = 'model_name="cats",model_version="3"'
+
+
 def test_metrics_count_images_by_label_errors_and_strangers():
     application = serve(FakeModel(), name="cats", version="3")
     post(application, "/predict", files=form(CAT, CAT, DOG, DAMAGED, b"a stranger"))
@@ -282,11 +286,37 @@ def test_metrics_count_images_by_label_errors_and_strangers():
     response = get(application, "/metrics")
     assert response.headers["content-type"].startswith("text/plain; version=0.0.4")
     for line in (
-        'catdog_images_total{label="cat"} 4.0',
-        'catdog_images_total{label="dog"} 1.0',
-        "catdog_image_errors_total 1.0",
-        "catdog_out_of_domain_images_total 1.0",
+        f'catdog_images_total{{label="cat",{MODEL}}} 4.0',
+        f'catdog_images_total{{label="dog",{MODEL}}} 1.0',
+        f"catdog_image_errors_total{{{MODEL}}} 1.0",
+        f"catdog_out_of_domain_images_total{{{MODEL}}} 1.0",
         'request_predict_seconds_count{model_name="cats"} 2.0',
         'catdog_model_info{name="cats",version="3"} 1.0',
     ):
         assert line in response.text.splitlines()
+
+
+def test_each_label_of_the_model_is_counted_from_0_on():
+    lines = get(serve(FakeModel(), name="cats", version="3"), "/metrics").text.splitlines()
+    assert {f'catdog_images_total{{label="{label}",{MODEL}}} 0.0' for label in ("cat", "dog")} <= set(lines)
+
+
+@pytest.mark.parametrize("path", ["/predict", "/invocations"])
+def test_metrics_have_the_distributions_of_what_was_predicted(path: str):
+    application = serve(FakeModel(), name="cats", version="3")
+    large, damaged = b"large".ljust(40_000), b"damaged"
+    if path == "/predict":
+        post(application, path, files=form(CAT, large, damaged))
+    else:
+        cells = [[base64_of(image)] for image in (CAT, large)]
+        post(application, path, json={"dataframe_split": {"columns": ["image"], "data": cells}})
+    counted = {
+        (sample.name, sample.labels["le"]): sample.value
+        for family in text_string_to_metric_families(get(application, "/metrics").text)
+        for sample in family.samples
+        if "catdog" in sample.name and "le" in sample.labels and sample.labels["model_version"] == "3"
+    }
+    kinds = {name for name, _ in counted}
+    assert kinds == {f"catdog_{kind}_bucket" for kind in ("confidence", "domain_score", "image_bytes")}
+    assert {counted[name, "+Inf"] for name in kinds} == {2}
+    assert [counted["catdog_image_bytes_bucket", bound] for bound in ("1024.0", "32768.0", "46341.0")] == [1, 1, 2]

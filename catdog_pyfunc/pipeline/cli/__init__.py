@@ -1,1 +1,1 @@
-"""The command line: `catdog train|evaluate|register|promote|rollback|history|predict`."""
+"""The command line `catdog`: a module for each command."""

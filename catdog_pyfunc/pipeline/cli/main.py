@@ -19,6 +19,7 @@ from catdog_pyfunc.pipeline import interrupted
 
 COMMANDS = {
     "train": "Train, log and register a classifier.",
+    "audit": "Find wrong labels, duplicates, outliers and bad images.",
     "evaluate": "Evaluate a model on labelled images.",
     "register": "Register a run's model as a new version.",
     "promote": "Point an alias to a version if it passes the gate.",
@@ -27,6 +28,7 @@ COMMANDS = {
     "predict": "Predict the class of images.",
     "score": "Score many images, with predictions as parquet.",
     "select": "Select the images to label next.",
+    "drift": "Compare what a version predicts with its test split.",
 }
 """Name → summary. Each is the `command` of the module of the same name in this package."""
 MLFLOW_RUN = "mlflow run"  # the context's `obj` in a process that `mlflow run` has started

@@ -46,6 +46,7 @@ class Dataset:
         splits: "train", "val", "test" → images.
         problems: What was left out and why, one sentence each.
         corrected_by: "exclude", "relabel" → URI of the file, in an MLflow run, that corrected the data.
+        leaks: The split and the image, of those left out because the same file is in a later split.
     """
 
     source: str
@@ -53,6 +54,7 @@ class Dataset:
     splits: Mapping[str, tuple[Example, ...]]
     problems: tuple[str, ...] = ()
     corrected_by: Mapping[str, str] = field(default_factory=dict)
+    leaks: tuple[tuple[str, Example], ...] = ()
 
     def examples(self, split: str) -> tuple[Example, ...]:
         """The images of a split, or of "all"."""
@@ -169,8 +171,9 @@ def assemble(
     missing = [name for name in SPLITS if name not in splits]
     if missing:
         splits |= _fill_splits(splits.get("train", []), missing)
-    splits = _without_leaks(splits, classes, found)
-    return _checked(Dataset(source, classes, {name: tuple(splits[name]) for name in SPLITS}, tuple(found)), split)
+    kept, leaks = _without_leaks(splits, classes, found)
+    dataset = Dataset(source, classes, {name: tuple(kept[name]) for name in SPLITS}, tuple(found), leaks=tuple(leaks))
+    return _checked(dataset, split)
 
 
 def _checked(dataset: Dataset, split: str | None) -> Dataset:
@@ -252,7 +255,7 @@ def _fill_splits(train: Sequence[Example], missing: Sequence[str]) -> dict[str, 
 
 def _without_leaks(
     splits: Mapping[str, Sequence[Example]], classes: Sequence[str], problems: list[str]
-) -> dict[str, list[Example]]:
+) -> tuple[dict[str, list[Example]], list[tuple[str, Example]]]:
     """Keep an image that is in several splits only in the last of train, val, test; report labels that contradict."""
     owners: dict[str, str] = {}
     labels: dict[str, set[int]] = defaultdict(set)
@@ -261,15 +264,17 @@ def _without_leaks(
             owners[example.digest] = split
             labels[example.digest].add(example.label)
     kept: dict[str, list[Example]] = {split: [] for split in splits}
+    leaks = []
     for split, examples in splits.items():
         for example in examples:
             owner = owners[example.digest]
             if owner == split:
                 kept[split].append(example)
             else:
+                leaks.append((split, example))
                 problems.append(f"{example.path}: the same image is in {owner!r} too: left out of {split!r}")
     for digest, several in labels.items():
         if len(several) > 1:
             names = ", ".join(classes[label] for label in sorted(several))
             problems.append(f"image {digest[:12]} is in several classes ({names}): all but one of them are wrong")
-    return kept
+    return kept, leaks

@@ -54,7 +54,7 @@ def gallery(results: Sequence[Result], predict: Predictor, title: str, empty: st
         bottom = height - _HEADER - side - place // columns * (side + _CAPTION + _MARGIN)
         axes = figure.add_axes((left / width, bottom / height, tile_width / width, side / height))
         axes.axis("off")
-        axes.imshow(_tile(content, heatmap, side, tile_width), interpolation="none", aspect="auto")
+        axes.imshow(_with_heatmap(content, heatmap, side, tile_width), interpolation="none", aspect="auto")
         if prediction.error:
             reason = textwrap.shorten(prediction.error, 130, placeholder=" …")
             axes.text(tile_width / 2, side / 2, textwrap.fill(reason, tile_width // 8), fontsize=8, ha="center", va="center")
@@ -78,6 +78,19 @@ def small_png(figure: Figure) -> Image.Image:
     return small
 
 
+def _with_heatmap(content: object, heatmap: bytes | None, side: int, width: int) -> Image.Image:
+    """An image, and to its right the heat map, if there is one."""
+    drawn = Image.new("RGB", (width, side), "white" if heatmap else _BACKGROUND)
+    drawn.paste(tile(content, side))
+    if heatmap:
+        try:
+            overlay = decode(heatmap, DEFAULT_LIMITS)
+        except InvalidImage as invalid:
+            raise ModelFailed(f"the model returned a heatmap that {invalid}") from None
+        drawn.paste(overlay.resize((side, side), Image.Resampling.LANCZOS), (side + _GAP, 0))
+    return drawn
+
+
 def _caption(
     figure: Figure, left: float, right: float, bottom: int, height: int, image: LabelledImage, prediction: Prediction
 ) -> None:
@@ -85,32 +98,24 @@ def _caption(
     colour = CORRECT if prediction.label == image.label else WRONG if image.label else _GREY
     predicted = "unreadable"
     if prediction.label is not None:
-        predicted = f"{_shortened(prediction.label, 18)} {prediction.confidence:.3f}"
+        predicted = f"{shortened(prediction.label, 18)} {prediction.confidence:.3f}"
     if prediction.in_domain is False:
         predicted += ", rejected"
     if image.label:
-        figure.text(left, first, f"label: {_shortened(image.label, 18)}", fontsize=9.5)
+        figure.text(left, first, f"label: {shortened(image.label, 18)}", fontsize=9.5)
     figure.text(right, first, predicted, fontsize=9.5, ha="right", color=colour, weight="bold")
-    figure.text(left, second, _shortened(image.name, 36), fontsize=7.5, color=_GREY)
+    figure.text(left, second, shortened(image.name, 36), fontsize=7.5, color=_GREY)
 
 
-def _tile(content: object, heatmap: bytes | None, side: int, width: int) -> Image.Image:
-    """An image, and to its right the heat map, if there is one."""
-    tile = Image.new("RGB", (width, side), "white")
+def tile(content: object, side: int) -> Image.Image:
+    """Fit an image, from one cell of a request, into a square; a corrupt one is grey."""
     try:
         image = decode(decode_payload(content), DEFAULT_LIMITS, least_side=side)
     except InvalidImage:
-        return Image.new("RGB", (width, side), _BACKGROUND)
-    tile.paste(ImageOps.pad(image, (side, side), Image.Resampling.LANCZOS, color=_BACKGROUND))
-    if heatmap:
-        try:
-            overlay = decode(heatmap, DEFAULT_LIMITS)
-        except InvalidImage as invalid:
-            raise ModelFailed(f"the model returned a heatmap that {invalid}") from None
-        tile.paste(overlay.resize((side, side), Image.Resampling.LANCZOS), (side + _GAP, 0))
-    return tile
+        return Image.new("RGB", (side, side), _BACKGROUND)
+    return ImageOps.pad(image, (side, side), Image.Resampling.LANCZOS, color=_BACKGROUND)
 
 
-def _shortened(text: str, limit: int) -> str:
-    """Cuts in the middle, as the end tells files apart."""
+def shortened(text: str, limit: int) -> str:
+    """Cut in the middle, as the end tells files apart."""
     return text if len(text) <= limit else f"{text[: limit // 2 - 1]}…{text[-(limit - limit // 2) :]}"

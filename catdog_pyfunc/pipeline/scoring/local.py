@@ -72,6 +72,7 @@ def _row(path: str, content: bytes, index: int, prediction: Prediction) -> Row:
     return {
         "path": path,
         "digest": hashlib.sha256(content).hexdigest(),
+        "image_bytes": len(content),
         "label": prediction.label,
         "confidence": prediction.confidence,
         "probabilities": prediction.probabilities or None,

@@ -15,14 +15,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from catdog_pyfunc.errors import InvalidData, JobFailed
+from catdog_pyfunc.pipeline.evaluation.reference import MODEL_DIGEST
 
 PART_ROWS, PART_ROWS_WITH_HEATMAPS = 4096, 512  # a heat map has about 80 KB
 SUCCESS = "_SUCCESS"  # Spark's name; readers of parquet skip names that begin with an underscore or a dot
 _WORK = "_scoring"  # a folder, until the output is complete: settings, lock, the images' paths, what Spark is writing
+_SPARK_SCHEMA = b"org.apache.spark.sql.parquet.row.metadata"
 _COLUMNS = pa.schema(
     [
         ("path", pa.string()),
         ("digest", pa.string()),
+        ("image_bytes", pa.int64()),
         ("label", pa.string()),
         ("confidence", pa.float64()),
         ("probabilities", pa.map_(pa.string(), pa.float64())),
@@ -45,6 +48,16 @@ def columns(heatmaps: bool, metadata: Mapping[str, str]) -> pa.Schema:
     """
     schema = _COLUMNS.append(pa.field("heatmap", pa.binary())) if heatmaps else _COLUMNS
     return schema.with_metadata(dict(metadata))
+
+
+def model_digest(folder: Path) -> str:
+    """The digest of the model whose predictions a folder holds; "" if it is no output."""
+    part = next(folder.glob("part-*.parquet"), None)
+    metadata = (pq.read_metadata(part).metadata or {}) if part else {}
+    if MODEL_DIGEST.encode() in metadata:
+        return str(metadata[MODEL_DIGEST.encode()].decode())
+    of_spark = json.loads(metadata.get(_SPARK_SCHEMA, b'{"fields": [{"metadata": {}}]}'))  # that of the column `path`
+    return str(of_spark["fields"][0]["metadata"].get(MODEL_DIGEST, ""))
 
 
 class Output:

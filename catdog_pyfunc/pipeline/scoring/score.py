@@ -16,6 +16,7 @@ from catdog_pyfunc.classifier import Classifier
 from catdog_pyfunc.errors import TrackingError, first_line
 from catdog_pyfunc.pipeline import tracking
 from catdog_pyfunc.pipeline.console import log, progress
+from catdog_pyfunc.pipeline.evaluation.reference import MODEL_DIGEST
 from catdog_pyfunc.pipeline.scoring import local, spark
 from catdog_pyfunc.pipeline.scoring.config import ScoringConfig
 from catdog_pyfunc.pipeline.scoring.inputs import Images, open_images
@@ -73,7 +74,7 @@ def score(config: ScoringConfig) -> ScoringResult:
         with flavor.opened_bundle(model_uri) as bundle:
             metadata = {
                 "catdog.model": model_uri,
-                "catdog.model_digest": bundle.digest,
+                MODEL_DIGEST: bundle.digest,
                 "catdog.run_id": active.info.run_id,
                 "catdog.time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
             }
@@ -112,6 +113,7 @@ def _log(result: ScoringResult, tags: dict[str, str]) -> ScoringResult:
     try:
         mlflow.set_tags({**tags, "catdog.output": str(result.output)})
         mlflow.log_metrics({**result.summary.metrics(), "scored/images_per_second": result.images_per_second})
+        mlflow.log_text(result.summary.table(), "tables/histograms.csv")
         mlflow.log_figure(plot(result.summary), "plots/predictions.png", save_kwargs={"dpi": 120})
     except MlflowException as error:
         raise TrackingError(

@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 
 _PARTITION_ROWS = 2048  # of a listing
 _SCHEMA = (
-    "path string, digest string, label string, confidence double, probabilities map<string, double>, in_domain boolean, "
-    "domain_score double, error string"
+    "path string, digest string, image_bytes bigint, label string, confidence double, probabilities map<string, double>, "
+    "in_domain boolean, domain_score double, error string"
 )
 
 

@@ -28,6 +28,7 @@ from catdog_pyfunc.pipeline.training.config import TrainingConfig
 from catdog_pyfunc.pipeline.training.embeddings import Embeddings, Outcome, batches, compute_here, embed
 from catdog_pyfunc.pipeline.training.finetuning import FinetuneConfig, finetune
 from catdog_pyfunc.pipeline.training.linear_head import EpochMetrics, Head, fit_head
+from catdog_pyfunc.pipeline.training.near_duplicates import Leaks, find_leaks
 from catdog_pyfunc.pipeline.training.spark import compute_on_spark
 from catdog_pyfunc.preprocessing import Floats, Preprocess
 
@@ -41,12 +42,14 @@ class FitResult:
         temperature: Divisor of the logits.
         reference_embeddings: (M, D), embeddings of training images.
         ood_threshold: Similarity to the reference embeddings below which an image counts as out-of-distribution.
+        leaks: Near-duplicates across splits; None if the backbone is not pretrained, so that nothing can be said.
     """
 
     dataset: Dataset
     temperature: float
     reference_embeddings: Floats
     ood_threshold: float
+    leaks: Leaks | None = None
 
 
 def fit(config: TrainingConfig, dataset: Dataset, backbone: Backbone) -> FitResult:
@@ -66,22 +69,56 @@ def fit(config: TrainingConfig, dataset: Dataset, backbone: Backbone) -> FitResu
         InvalidData: Too few images are left without the corrupt ones.
     """
     embeddings: dict[str, Floats] = {}
+    leaks = None
     if backbone.pretrained:
         dataset, embeddings = _fit_head(config, dataset, backbone)
+        leaks = find_leaks(dataset, embeddings, backbone.preprocess, config.seed)
     else:  # random features are no use to a head
         dataset = dataset.drop(find_corrupt(dataset.examples(ALL), backbone.preprocess))
     if config.finetune_epochs:
         _finetune(config, dataset, backbone)
         with tempfile.TemporaryDirectory(dir=cache_dir(), prefix="finetuned-") as scratch:  # nobody will need them again
             examples = [*dataset.splits["train"], *dataset.splits["val"]]
-            embedded = _embed(config, backbone, examples, Path(scratch) / "embeddings.sqlite")
+            embedded = embed_images(backbone, examples, Path(scratch) / "embeddings.sqlite", config.engine)
         embeddings = _by_split(dataset, embedded.values)
     weight, bias = (parameter.detach().numpy() for parameter in backbone.network.head.parameters())
     logits = np.concatenate([batch @ weight.T + bias for batch in batches(embeddings["val"])])
     temperature = fit_temperature(logits, _labels(dataset, "val"))
     reference, threshold = fit_ood_threshold(backbone.network, embeddings["train"], embeddings["val"], config.seed)
     mlflow.log_params({"calibration.temperature": f"{temperature:.4f}", "ood.threshold": f"{threshold:.4f}"})
-    return FitResult(dataset, temperature, reference, threshold)
+    return FitResult(dataset, temperature, reference, threshold, leaks)
+
+
+def embed_images(
+    backbone: Backbone, examples: Sequence[Example], cache: Path, engine: str = LOCAL, *, flip: bool = False
+) -> Embeddings:
+    """Embed images with a backbone, reusing cached embeddings.
+
+    Args:
+        backbone: The backbone.
+        examples: The images.
+        cache: As for `embed`.
+        engine: Where to embed: local, spark, or the URL of a Spark master.
+        flip: Mirror every image left to right.
+
+    Returns:
+        The embeddings.
+
+    Raises:
+        JobFailed: The cache cannot be written, or the cluster gave up.
+    """
+
+    def compute(examples: Sequence[Example], spec: Preprocess, flip: bool) -> Iterable[tuple[Example, Outcome]]:
+        n_classes, dimension = backbone.network.head.weight.shape
+        description = Description(backbone.name, tuple(map(str, range(n_classes))), spec)
+        graph = export.onnx_graph(backbone.network, description, np.zeros((1, dimension), np.float32))
+        if engine == LOCAL:
+            return compute_here(OnnxEngine(graph), examples, spec, flip)
+        return compute_on_spark(engine, graph, examples, spec, flip)
+
+    # Another version of ONNX Runtime may round differently, so it is part of the cache key.
+    name = f"{backbone.digest}/onnxruntime-{onnxruntime.__version__}"
+    return embed(compute, examples, backbone.preprocess, cache=cache, backbone=name, flip=flip)
 
 
 def checkpoint_path(config: FinetuneConfig, dataset: Dataset, backbone: Backbone, *, horizontal_flip: bool) -> Path:
@@ -95,22 +132,6 @@ def checkpoint_path(config: FinetuneConfig, dataset: Dataset, backbone: Backbone
     }
     digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
     return cache_dir() / f"finetune-{backbone.name}-{digest}.pt"
-
-
-def _embed(
-    config: TrainingConfig, backbone: Backbone, examples: Sequence[Example], cache: Path, *, flip: bool = False
-) -> Embeddings:
-    def compute(examples: Sequence[Example], spec: Preprocess, flip: bool) -> Iterable[tuple[Example, Outcome]]:
-        n_classes, dimension = backbone.network.head.weight.shape
-        description = Description(backbone.name, tuple(map(str, range(n_classes))), spec)
-        graph = export.onnx_graph(backbone.network, description, np.zeros((1, dimension), np.float32))
-        if config.engine == LOCAL:
-            return compute_here(OnnxEngine(graph), examples, spec, flip)
-        return compute_on_spark(config.engine, graph, examples, spec, flip)
-
-    # Another version of ONNX Runtime may round differently, so it is part of the cache key.
-    name = f"{backbone.digest}/onnxruntime-{onnxruntime.__version__}"
-    return embed(compute, examples, backbone.preprocess, cache=cache, backbone=name, flip=flip)
 
 
 def _by_split(dataset: Dataset, values: Floats) -> dict[str, Floats]:
@@ -127,12 +148,12 @@ def _fit_head(config: TrainingConfig, dataset: Dataset, backbone: Backbone) -> t
     """Fit the head; returns the dataset without corrupt images, and each split's embeddings."""
     cache = cache_dir() / "embeddings.sqlite"
     # The test split as well: its corrupt images must be known before anything is evaluated or saved.
-    embedded = _embed(config, backbone, dataset.examples(ALL), cache)
+    embedded = embed_images(backbone, dataset.examples(ALL), cache, config.engine)
     rest = dataset.drop(embedded.corrupt)
     values = _by_split(rest, embedded.values)
     x, y = [values["train"]], _labels(rest, "train")
     if config.horizontal_flip:
-        x, y = [*x, _embed(config, backbone, rest.splits["train"], cache, flip=True).values], y + y
+        x, y = [*x, embed_images(backbone, rest.splits["train"], cache, config.engine, flip=True).values], y + y
     head = fit_head(x, y, values["val"], _labels(rest, "val"), len(dataset.classes))
     head.copy_to(backbone.network.head)
     _log_head(head)

@@ -12,6 +12,7 @@ from catdog_pyfunc.pipeline.data.dataset import SPLITS, Dataset
 from catdog_pyfunc.pipeline.evaluation.evaluation import Evaluation
 from catdog_pyfunc.pipeline.registry.versions import NAME
 from catdog_pyfunc.pipeline.training.calibration import ACCEPTED_FRACTION
+from catdog_pyfunc.pipeline.training.near_duplicates import Leaks
 
 FILE_NAME = "model_card.md"
 _MAX_PROBLEMS = 20
@@ -40,6 +41,7 @@ def write_card(
     run_id: str,
     bundle_digest: str,
     params: Mapping[str, Any],
+    leaks: Leaks | None = None,
 ) -> str:
     """Render the model card.
 
@@ -50,6 +52,7 @@ def write_card(
         run_id: Id of the training run.
         bundle_digest: SHA-256 of the stored classifier's description, which contains the digests of its files.
         params: Parameters of the training run.
+        leaks: Near-duplicates across splits; None if nobody looked for them.
 
     Returns:
         Markdown.
@@ -62,11 +65,17 @@ pooled features; initial weights: {params["weights"]}. Run `{run_id}`, bundle `{
 """
     training = markdown_table([["parameter", "value"], *[[key, str(value)] for key, value in params.items()]])
     usage = _USAGE.replace("NAME", params["registered_model"] or NAME)
-    sections = [_data(dataset), _evaluation(evaluation), _limitations(description), usage, f"## Training\n\n{training}"]
+    sections = [
+        _data(dataset, leaks),
+        _evaluation(evaluation),
+        _limitations(description),
+        usage,
+        f"## Training\n\n{training}",
+    ]
     return "\n".join([summary, *sections])
 
 
-def _data(dataset: Dataset) -> str:
+def _data(dataset: Dataset, leaks: Leaks | None) -> str:
     rows = []
     for split in SPLITS:
         counts = dataset.counts(split)
@@ -74,6 +83,8 @@ def _data(dataset: Dataset) -> str:
         rows.append([split, str(sum(counts.values())), per_class, f"`{dataset.digest(split)}`"])
     table = markdown_table([["split", "images", "classes", "digest"], *rows])
     text = f"## Data\n\n`{dataset.source}`\n\n{table}"
+    if leaks is not None:
+        text += f"\n{leaks.summary()}.\n"
     if dataset.problems:
         text += "\n### Problems\n\n" + "".join(f"- {problem}\n" for problem in dataset.problems[:_MAX_PROBLEMS])
     return text

@@ -21,6 +21,7 @@ from catdog_pyfunc.pipeline.data.corrections import file_digest, read_correction
 from catdog_pyfunc.pipeline.data.dataset import SPLITS, Dataset
 from catdog_pyfunc.pipeline.evaluation.evaluation import Evaluation, evaluate, labelled_images
 from catdog_pyfunc.pipeline.evaluation.predictors import classifier_predictor
+from catdog_pyfunc.pipeline.evaluation.reference import write_reference
 from catdog_pyfunc.pipeline.evaluation.runs import log_evaluation
 from catdog_pyfunc.pipeline.processes import rank_and_size
 from catdog_pyfunc.pipeline.registry import versions
@@ -29,6 +30,7 @@ from catdog_pyfunc.pipeline.training import model_card
 from catdog_pyfunc.pipeline.training.backbones import Backbone, load_backbone
 from catdog_pyfunc.pipeline.training.config import TrainingConfig
 from catdog_pyfunc.pipeline.training.fit import FitResult, fit
+from catdog_pyfunc.pipeline.training.near_duplicates import Leaks
 from catdog_pyfunc.pipeline.training.quantization import quantized_graph
 
 _VERIFICATION_IMAGES = 16  # on which PyTorch and ONNX Runtime must agree before anything is saved
@@ -98,6 +100,7 @@ def _train(config: TrainingConfig, run_id: str) -> TrainingResult:
     fitted = fit(config, dataset, backbone)
     dataset = fitted.dataset
     logged_dataset = _log_data(dataset)
+    _log_leaks(fitted.leaks)
     description = _describe(config, fitted, backbone, run_id)
     reference = fitted.reference_embeddings
     graph = quantized_graph(backbone.network, description, reference, dataset, config.seed) if config.quantize else None
@@ -110,8 +113,8 @@ def _train(config: TrainingConfig, run_id: str) -> TrainingResult:
     evaluation = evaluate(predict, labelled_images(dataset, "test"), classes=description.classes, seed=config.seed)
     log_evaluation(evaluation, predict, "test", info.model_id, logged_dataset)
     params = {**asdict(config), "weights": backbone.weights, "image_size": backbone.preprocess.size}
-    card = model_card.write_card(description, dataset, evaluation, run_id, classifier.digest, params)
-    _log_card(card, info.model_id)
+    card = model_card.write_card(description, dataset, evaluation, run_id, classifier.digest, params, fitted.leaks)
+    _log_with_model(card, dataset, evaluation, classifier.digest, info.model_id)
     version = str(versions.register(run_id, config.registered_model).version) if config.registered_model else None
     return TrainingResult(run_id, f"runs:/{run_id}/model", evaluation, version)
 
@@ -168,6 +171,15 @@ def _log_data(dataset: Dataset) -> MlflowDataset:
     return logged["test"]
 
 
+def _log_leaks(leaks: Leaks | None) -> None:
+    if leaks is None:
+        return
+    mlflow.log_metric("data/near_duplicates", leaks.count)
+    if leaks.pairs:
+        example, other = leaks.pairs[0]
+        log(f"{leaks.summary()}, such as {example.path} and {other.path}: see `catdog audit`")
+
+
 def _describe(config: TrainingConfig, fitted: FitResult, backbone: Backbone, run_id: str) -> Description:
     provenance = {
         "run_id": run_id,
@@ -187,9 +199,12 @@ def _verification_images(dataset: Dataset) -> list[bytes]:
     return [examples[k * len(examples) // count].path.read_bytes() for k in range(count)]
 
 
-def _log_card(card: str, model_id: str) -> None:
+def _log_with_model(card: str, dataset: Dataset, evaluation: Evaluation, digest: str, model_id: str) -> None:
+    """Add to the model what only its evaluation could tell."""
     mlflow.log_text(card, model_card.FILE_NAME)
     with tempfile.TemporaryDirectory() as scratch:
         (Path(scratch) / model_card.FILE_NAME).write_text(card, encoding="utf-8")
+        sizes = [example.path.stat().st_size for example in dataset.splits["test"]]
+        write_reference(Path(scratch), evaluation.predictions, sizes, digest)
         mlflow.MlflowClient().log_model_artifacts(model_id, scratch)
     mlflow.set_tag(internals.NOTE_TAG, card)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import base64
 import io
+import itertools
 import json
 import threading
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
@@ -39,7 +40,7 @@ class Predictor:
         self._pool = ThreadPoolExecutor(settings.threads, thread_name_prefix="predict")
         self._lock = threading.Lock()
         self._held = 0
-        _count_predictions(model, metrics)
+        _count_predictions(model, signature.column, metrics)
 
     async def predict(self, images: Sequence[bytes | str], explain: bool = False) -> list[Row]:
         """Classify images.
@@ -98,7 +99,7 @@ class Predictor:
                 return self._predict_table(images, explain)
             with self._metrics.predicting():
                 rows: list[Row] = self._direct(images, explain)
-            self._metrics.count(rows)
+            self._metrics.count(rows, images)
             return rows
         except Refused:
             raise
@@ -130,17 +131,23 @@ def _direct_method(model: Any) -> Any:
         return None
 
 
-def _count_predictions(model: Any, metrics: Metrics) -> None:
+def _count_predictions(model: Any, column: str, metrics: Metrics) -> None:
     """Let `model.predict` count, which MLflow's scoring server calls."""
     predict = model.predict
 
     def counted(data: Any, params: dict[str, Any] | None = None) -> Any:
         with metrics.predicting():
             rows = predict(data, params=params)
-        metrics.count(rows)
+        metrics.count(rows, _cells(data, column))
         return rows
 
     model.predict = counted
+
+
+def _cells(data: Any, column: str) -> Iterable[Any]:
+    """The cells of a table's column; as many nothings for anything else."""
+    cells = data.get(column) if hasattr(data, "get") else None
+    return itertools.repeat(None) if cells is None else cells
 
 
 def _bytes(image: bytes | str) -> bytes:

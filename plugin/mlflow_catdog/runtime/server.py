@@ -36,8 +36,8 @@ def build(model: Any, scoring_app: ASGIApp, image_column: str, settings: Setting
     Returns:
         An ASGI application, and the gateway in it, which can be told to drain.
     """
-    metrics = Metrics(settings.name, settings.version)
     described = signature.read(model.metadata, image_column)
+    metrics = Metrics(settings.name, settings.version, described.classes)
     service = Service(settings, described, Predictor(model, described, settings, metrics), metrics, scoring_app)
     title = f"{settings.name} {settings.version}".strip()
     # The gateway checks the key; this only lets /docs ask for it.

@@ -18,12 +18,14 @@ class Signature:
         takes_bytes: Whether the column is of type binary; if not, it takes base64.
         explains: Whether there is a parameter `explain`.
         outputs: Name → datatype in the Open Inference Protocol; empty if the signature doesn't tell.
+        classes: Names in the output `probabilities`; empty if there is none.
     """
 
     column: str
     takes_bytes: bool
     explains: bool
     outputs: Mapping[str, str]
+    classes: tuple[str, ...]
 
 
 def read(metadata: Any, image_column: str) -> Signature:
@@ -49,4 +51,10 @@ def read(metadata: Any, image_column: str) -> Signature:
         takes_bytes=types.get(image_column) == "binary",
         explains="explain" in (param.name for param in params or ()),
         outputs={column.name: _DATATYPES.get(getattr(column.type, "name", ""), "BYTES") for column in returned},
+        classes=tuple(
+            each.name
+            for column in returned
+            if column.name == "probabilities"
+            for each in getattr(column.type, "properties", ())
+        ),
     )
