@@ -35,9 +35,9 @@ from catdog_pyfunc.pipeline.training.backbones import Backbone, load_backbone
 from catdog_pyfunc.pipeline.training.calibration import ACCEPTED_FRACTION, MAX_REFERENCES
 from catdog_pyfunc.preprocessing import DEFAULT_LIMITS, Floats, decode, preprocess
 
-Score = Callable[[torch.Tensor], torch.Tensor]  # embeddings (N, D) → (N,), higher for what is known
+Score = Callable[[torch.Tensor], torch.Tensor]  # features (N, K) → (N,), higher for what is known
 Fit = Callable[[torch.Tensor], Score]  # of training images
-Sets = Mapping[tuple[str, str], torch.Tensor]  # split, and shift or "" → embeddings
+Sets = Mapping[tuple[str, str], torch.Tensor]  # split, and shift or "" → embeddings, or features made of them
 
 
 def noise(image: Image.Image, sigma: float) -> Image.Image:
@@ -65,40 +65,45 @@ SHIFTS: Mapping[str, Callable[[Image.Image], Image.Image]] = {
 }
 
 
-def nearest(features: Score, k: int) -> Fit:
-    def fit(train: torch.Tensor) -> Score:
-        reference = normalize(features(train))
-        return lambda x: (normalize(features(x)) @ reference.T).topk(min(k, len(reference))).values[:, -1]
-
-    return fit
+def nearest(k: int) -> Fit:
+    return lambda train: lambda x: (normalize(x) @ normalize(train).T).topk(k).values[:, -1]
 
 
-def scores(network: Network) -> dict[str, Fit]:
+def mahalanobis(train: torch.Tensor) -> Score:  # Lee et al., NeurIPS 2018, with one mean
+    fitted = LedoitWolf().fit(train.numpy())
+    mean, precision = (torch.from_numpy(values).float() for values in (fitted.location_, fitted.precision_))
+    return lambda x: -((x - mean) @ precision * (x - mean)).sum(1)
+
+
+def energy(train: torch.Tensor) -> Score:  # Liu et al., NeurIPS 2020
+    return lambda x: x.logsumexp(1)
+
+
+def served(train: torch.Tensor) -> Score:
+    return lambda x: similarity(x, train.half().float())
+
+
+def scores(network: Network) -> dict[str, tuple[Score, Fit]]:
+    """Name → features of embeddings, and the score that is fitted to them."""
     head = network.pretrained_head
     if head is None:
         raise SystemExit("these weights have no classifier to compare by: give a state_dict of the whole network")
 
-    def mahalanobis(train: torch.Tensor) -> Score:  # Lee et al., NeurIPS 2018, with one mean
-        fitted = LedoitWolf().fit(train.numpy())
-        return lambda x: -torch.from_numpy(fitted.mahalanobis(x.numpy()))
-
-    def served(train: torch.Tensor) -> Score:
-        reference = network.ood_features(train).half().float()
-        return lambda x: similarity(network.ood_features(x), reference)
-
     def scaled(x: torch.Tensor) -> torch.Tensor:
-        return head(x) / head(x).std(1, correction=0, keepdim=True)
+        logits = head(x)
+        return (logits / logits.std(1, correction=0, keepdim=True)).softmax(1)
 
     return {
-        "embeddings, k = 1": nearest(lambda x: x, 1),
-        "embeddings, k = 5": nearest(lambda x: x, 5),
-        "embeddings, Mahalanobis": mahalanobis,
-        "logits, energy": lambda train: lambda x: head(x).logsumexp(1),  # Liu et al., NeurIPS 2020
-        "logits about their mean, k = 5": nearest(lambda x: head(x) - head(x).mean(1, keepdim=True), 5),
-        "softmax at T = 4, k = 1": nearest(lambda x: (head(x) / 4).softmax(1), 1),
-        "softmax of logits over their deviation, k = 1": nearest(lambda x: scaled(x).softmax(1), 1),
-        "softmax of logits over their deviation, k = 5": nearest(lambda x: scaled(x).softmax(1), 5),
-        "as served": served,
+        "embeddings, k = 1": (lambda x: x, nearest(1)),
+        "embeddings, k = 5": (lambda x: x, nearest(5)),
+        "embeddings, Mahalanobis": (lambda x: x, mahalanobis),
+        "logits, energy": (head, energy),
+        "logits, k = 5": (lambda x: head(x) - head(x).mean(1, keepdim=True), nearest(5)),
+        "softmax at T = 4, k = 1": (lambda x: (head(x) / 4).softmax(1), nearest(1)),
+        "softmax at T = 4, k = 5": (lambda x: (head(x) / 4).softmax(1), nearest(5)),
+        "softmax of logits over their deviation, k = 1": (scaled, nearest(1)),
+        "softmax of logits over their deviation, k = 5": (scaled, nearest(5)),
+        "as served": (network.ood_features, served),
     }
 
 
@@ -150,7 +155,7 @@ def main() -> None:
     parser.add_argument("--weights", default=weights, help="as of `catdog train`")
     parser.add_argument("--backbone", default="mobilenet_v2", help="as of `catdog train`")
     parser.add_argument("--other", required=True, help="a folder of photos of none of the classes")
-    parser.add_argument("--seeds", type=int, default=20)
+    parser.add_argument("--seeds", type=int, default=10)
     arguments = parser.parse_args()
     splits = load_dataset(arguments.photos).splits
     backbone = load_backbone(arguments.backbone, arguments.weights, 2, 0)
@@ -158,11 +163,12 @@ def main() -> None:
     labels = {name: np.array([example.label for example in examples]) for name, examples in splits.items()}
     sets = embed(paths | {"other": sorted(Path(arguments.other).iterdir())}, backbone)
     rows = [["", "one class left out", "val falls by", "AUROC", "test accepted", "others refused", "test falls by"]]
-    shifted = [["test falls by", *SHIFTS]]
+    shifted, named = [["test falls by", *SHIFTS]], scores(backbone.network)
     with torch.inference_mode():
-        for name, fit in scores(backbone.network).items():
-            choice = [left_out(fit, sets, labels), measure(fit, sets, "val", 0)[3]]
-            seeds = np.array([measure(fit, sets, "test", seed) for seed in range(arguments.seeds)])
+        for name, (features, fit) in progress(named.items(), "measuring", len(named)):
+            made = {key: features(embeddings) for key, embeddings in sets.items()}
+            choice = [left_out(fit, made, labels), measure(fit, made, "val", 0)[3]]
+            seeds = np.array([measure(fit, made, "test", seed) for seed in range(arguments.seeds)])
             low, high = np.quantile(seeds[:, :4], (0.025, 0.975), axis=0)
             cells = [f"{m:.4f} ({a:.3f}–{b:.3f})" for m, a, b in zip(seeds.mean(axis=0), low, high, strict=False)]
             rows.append([name, *(f"{value:.4f}" for value in choice), *cells])
