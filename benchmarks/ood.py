@@ -79,15 +79,14 @@ def energy(train: torch.Tensor) -> Score:  # Liu et al., NeurIPS 2020
     return lambda x: x.logsumexp(1)
 
 
-def served(train: torch.Tensor) -> Score:
-    return lambda x: similarity(x, train.half().float())
-
-
-def scores(network: Network) -> dict[str, tuple[Score, Fit]]:
+def scores(network: Network, n_classes: int) -> dict[str, tuple[Score, Fit]]:
     """Name → features of embeddings, and the score that is fitted to them."""
     head = network.pretrained_head
     if head is None:
         raise SystemExit("these weights have no classifier to compare by: give a state_dict of the whole network")
+
+    def served(train: torch.Tensor) -> Score:
+        return lambda x: similarity(x, train.half().float(), n_classes)
 
     def scaled(x: torch.Tensor) -> torch.Tensor:
         logits = head(x)
@@ -163,7 +162,7 @@ def main() -> None:
     labels = {name: np.array([example.label for example in examples]) for name, examples in splits.items()}
     sets = embed(paths | {"other": sorted(Path(arguments.other).iterdir())}, backbone)
     rows = [["", "one class left out", "val falls by", "AUROC", "test accepted", "others refused", "test falls by"]]
-    shifted, named = [["test falls by", *SHIFTS]], scores(backbone.network)
+    shifted, named = [["test falls by", *SHIFTS]], scores(backbone.network, len(set(labels["train"])))
     with torch.inference_mode():
         for name, (features, fit) in progress(named.items(), "measuring", len(named)):
             made = {key: features(embeddings) for key, embeddings in sets.items()}

@@ -30,8 +30,8 @@ class Prediction:
         probabilities: Class name → probability; they sum to 1. Empty if the image could not be read.
         error: What is wrong with the image and what to send instead; None if it was read.
         in_domain: Whether the image resembles the training data; if False, it probably shows none of the classes.
-        domain_score: Similarity to the fifth nearest of the reference embeddings, at most 1; the image is `in_domain` if
-            this reaches the model's OOD threshold.
+        domain_score: Similarity to the reference embeddings, at most 1; the image is `in_domain` if this reaches the model's
+            OOD threshold.
         heatmap: A PNG of the image, overlaid with the evidence for the label; None unless requested.
     """
 

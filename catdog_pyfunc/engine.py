@@ -26,7 +26,7 @@ class Outputs(NamedTuple):
         logits: (N, C).
         embedding: (N, D), pooled features.
         class_maps: (N, C, h, w), each class's evidence at each location.
-        similarity: (N,), to the fifth nearest reference embedding, at most 1.
+        similarity: (N,), to the reference embeddings, at most 1.
     """
 
     logits: Floats

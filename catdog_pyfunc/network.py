@@ -20,7 +20,7 @@ except ImportError as error:
     raise MissingDependency("this needs PyTorch and torchvision: pip install 'catdog-pyfunc[torch]'") from error
 
 
-_OOD_NEIGHBOURS = 5
+_REFERENCES_PER_NEIGHBOUR = 100  # of one class: chosen on val and on classes left out of train (benchmarks/ood.py)
 
 
 class Network(nn.Module):
@@ -108,23 +108,26 @@ class ServingNetwork(nn.Module):
         batch = (images.permute(0, 3, 1, 2).to(torch.float32) - self.mean) * self.scale
         logits, embedding, class_maps = self.network.outputs(batch)
         features = self.network.ood_features(embedding)
-        return logits, embedding, class_maps, similarity(features, self.reference_features.float())
+        reference, n_classes = self.reference_features.float(), self.network.head.out_features
+        return logits, embedding, class_maps, similarity(features, reference, n_classes)
 
 
-def similarity(features: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
-    """Compute how similar images are to the reference: the cosine to the fifth nearest.
+def similarity(features: torch.Tensor, reference: torch.Tensor, n_classes: int) -> torch.Tensor:
+    """Compute how similar images are to the reference: the cosine to the k-th nearest, where k is 1 % of a class's share.
 
-    Sun et al., "Out-of-Distribution Detection with Deep Nearest Neighbors", ICML 2022.
+    Sun et al., "Out-of-Distribution Detection with Deep Nearest Neighbors", ICML 2022. As there, the best k grows with the
+    reference: the fifth of 50 images is far from what is known, too.
 
     Args:
         features: (N, K), each of length 1.
-        reference: (M, K), each of length 1; with fewer than five, the farthest counts.
+        reference: (M, K), each of length 1.
+        n_classes: The number of classes that the reference shows.
 
     Returns:
         (N,), at most 1.
     """
-    neighbours = (features @ reference.T).topk(min(_OOD_NEIGHBOURS, len(reference))).values
-    return neighbours[:, -1].clamp_max(1)  # rounding may carry it past 1
+    k = max(1, len(reference) // (_REFERENCES_PER_NEIGHBOUR * n_classes))
+    return (features @ reference.T).topk(k).values[:, -1].clamp_max(1)  # rounding may carry it past 1
 
 
 def build_network(backbone: str, n_classes: int, *, pretrained_head: bool = False) -> Network:

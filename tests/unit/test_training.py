@@ -281,7 +281,7 @@ def test_the_ood_threshold_accepts_98_percent_of_val():
     reference, threshold = fit_ood_threshold(network, train, val, seed=0)
     assert reference.shape == (1_000, 16)
     of_length_1, reference_of_length_1 = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in (val, reference))
-    similarity = np.sort(of_length_1 @ reference_of_length_1.T)[:, -5]
+    similarity = np.sort(of_length_1 @ reference_of_length_1.T)[:, -5]  # 1 % of a class's 500
     assert (similarity >= threshold).mean() == pytest.approx(0.98, abs=0.001)
     assert (fit_ood_threshold(network, train, val, seed=0)[0] == reference).all()
     assert (fit_ood_threshold(network, train, val, seed=1)[0] != reference).any()
@@ -297,7 +297,7 @@ def test_images_are_compared_by_what_the_pretrained_classifier_says_of_them():
     logits = [x @ weight.T + bias for x in (val, reference)]
     said = [softmax((x - x.mean(1, keepdims=True)) / x.std(1, ddof=1, keepdims=True)) for x in logits]
     said, references = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in said)
-    assert threshold == pytest.approx(np.quantile(np.sort(said @ references.T)[:, -5], 0.02), abs=1e-3)
+    assert threshold == pytest.approx(np.quantile((said @ references.T).max(1), 0.02), abs=1e-3)
 
 
 def test_weights_from_a_file_are_loaded(weights: Path):

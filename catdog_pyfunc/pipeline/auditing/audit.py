@@ -143,7 +143,7 @@ def _log(result: AuditResult, findings: Sequence[Finding], dataset: Dataset) -> 
         result.table.to_parquet(Path(scratch) / "audit.parquet", index=False)
         mlflow.log_artifacts(scratch, Path(TABLE).parent.as_posix())
     suspects = result.table[result.table["kind"] == "label_error"]
-    tasks = [Task(row.path, row.suggestion, row.score) for row in suspects.itertuples()]
+    tasks = [Task(*row) for row in zip(suspects["path"], suspects["suggestion"], suspects["score"], strict=True)]
     mlflow.log_text(tasks_json(tasks, root(dataset), "audit"), "label_studio/tasks.json")
     mlflow.log_text(labelling_interface(dataset.classes), "label_studio/interface.xml")
     for kind in KINDS:

@@ -54,9 +54,10 @@ def fit_ood_threshold(network: Network, train: Floats, val: Floats, seed: int) -
     if len(train) > MAX_REFERENCES:
         train = train[np.sort(np.random.default_rng(seed).choice(len(train), MAX_REFERENCES, replace=False))]
     reference = train.astype(np.float16).astype(np.float32)  # the precision it is stored in
+    n_classes = network.head.out_features
     with torch.inference_mode():
         features = network.ood_features(torch.from_numpy(reference)).half().float()  # as in `ServingNetwork`
         similarities = torch.cat(  # all N × M of them would outgrow the memory
-            [similarity(network.ood_features(torch.from_numpy(batch)), features) for batch in batches(val)]
+            [similarity(network.ood_features(torch.from_numpy(batch)), features, n_classes) for batch in batches(val)]
         )
     return reference, float(np.quantile(similarities.numpy(), 1 - ACCEPTED_FRACTION))
