@@ -84,9 +84,10 @@ def _held_out_scores(embeddings: Floats, targets: Floats, trusted: Flags) -> lis
         product += kept.T @ targets[rows][trusted[rows]]
     eigenvalues, vectors = np.linalg.eigh(gram)
     projected = vectors.T @ product
+    rotation = vectors.astype(np.float32)
     scores = [np.empty_like(targets) for _ in _PENALTIES]
     for rows, x in _standardised(embeddings, mean, std):
-        rotated = x @ vectors
+        rotated = x @ rotation
         for score, penalty in zip(scores, _PENALTIES, strict=True):
             shrunk = 1 / (eigenvalues + penalty * trusted.sum())
             leverage = (rotated**2 @ shrunk * trusted[rows])[:, None]
@@ -94,20 +95,21 @@ def _held_out_scores(embeddings: Floats, targets: Floats, trusted: Flags) -> lis
     return scores
 
 
-def _moments(embeddings: Floats) -> tuple[Doubles, Doubles]:
+def _moments(embeddings: Floats) -> tuple[Floats, Floats]:
     count = len(embeddings)
     mean = sum(batch.sum(0, dtype=np.float64) for batch in batches(embeddings)) / count
     variance = sum(((batch - mean) ** 2).sum(0) for batch in batches(embeddings)) / count
     std = np.sqrt(variance)
-    return mean, np.maximum(std, max(0.01 * std.mean(), 1e-6))  # nearly constant features would get huge weights
+    std = np.maximum(std, max(0.01 * std.mean(), 1e-6))  # nearly constant features would get huge weights
+    return mean.astype(np.float32), std.astype(np.float32)
 
 
-def _standardised(embeddings: Floats, mean: Doubles, std: Doubles) -> Iterator[tuple[slice, Doubles]]:
+def _standardised(embeddings: Floats, mean: Floats, std: Floats) -> Iterator[tuple[slice, Floats]]:
     """Rows of a batch, and (B, D + 1): its embeddings standardised, and a constant."""
     done = 0
     for batch in batches(embeddings):
         rows = slice(done, done + len(batch))
-        yield rows, np.concatenate([(batch - mean) / std, np.ones((len(batch), 1))], 1)
+        yield rows, np.concatenate([(batch - mean) / std, np.ones((len(batch), 1), np.float32)], 1)
         done += len(batch)
 
 
