@@ -293,6 +293,32 @@ def test_weights_from_a_file_are_loaded(weights: Path):
     assert loaded.digest == load_backbone("mobilenet_v2", str(weights), 5, seed=3).digest
 
 
+@pytest.mark.parametrize("name", ["mobilenet_v2", "resnet18", "googlenet"])
+def test_the_pretrained_head_gives_the_pretrained_logits(name: str, tmp_path: Path):
+    torch.manual_seed(0)
+    whole = models.get_model(name, weights=None).eval()
+    torch.save(whole.state_dict(), tmp_path / "w.pth")
+    backbone = load_backbone(name, str(tmp_path / "w.pth"), 2, seed=0)
+    assert backbone.head is not None
+    weight, bias = backbone.head
+    batch = torch.randn(2, 3, 96, 96)
+    with torch.inference_mode():
+        assert backbone.network.outputs(batch)[1].numpy() @ weight.T + bias == pytest.approx(whole(batch).numpy(), abs=1e-4)
+
+
+@pytest.mark.parametrize("name", ["convnext_tiny", "mobilenet_v3_small"])
+def test_a_pretrained_head_of_several_layers_is_none(name: str, tmp_path: Path):
+    torch.save(models.get_model(name, weights=None).state_dict(), tmp_path / "w.pth")
+    assert load_backbone(name, str(tmp_path / "w.pth"), 2, seed=0).head is None
+
+
+def test_without_pretrained_weights_or_their_classifier_there_is_no_pretrained_head(tmp_path: Path):
+    assert untrained().head is None
+    features = untrained().network.features.state_dict()
+    torch.save(features, tmp_path / "features.pth")
+    assert load_backbone("shufflenet_v2_x0_5", str(tmp_path / "features.pth"), 2, seed=0).head is None
+
+
 def test_weights_of_another_network_are_refused(weights: Path):
     with pytest.raises(InvalidWeights, match=r"belong to another network.*name the backbone they come from"):
         load_backbone("resnet18", str(weights), 2, seed=0)

@@ -14,7 +14,7 @@ from torchvision import models
 from catdog_pyfunc.errors import InvalidWeights, first_line
 from catdog_pyfunc.network import Network, build_network
 from catdog_pyfunc.pipeline.training.config import IMAGENET, NONE
-from catdog_pyfunc.preprocessing import Preprocess
+from catdog_pyfunc.preprocessing import Floats, Preprocess
 
 _CHOICES = "give weights=imagenet (downloaded once), a path to a state_dict of this backbone, or weights=none"
 
@@ -29,6 +29,8 @@ class Backbone:
         weights: "imagenet", "none" or the name of the weights file.
         digest: 16 hex digits over name and feature weights: equal networks have equal digests.
         preprocess: The preprocessing that the pretrained weights expect.
+        head: The pretrained classifier on the same pooled features: weight (K, D) and bias (K,), float32. None without
+            pretrained weights, or if it is more than one linear layer.
     """
 
     name: str
@@ -36,6 +38,7 @@ class Backbone:
     weights: str
     digest: str
     preprocess: Preprocess
+    head: tuple[Floats, Floats] | None = None
 
     @property
     def pretrained(self) -> bool:
@@ -62,13 +65,32 @@ def load_backbone(name: str, weights: str, n_classes: int, seed: int, image_size
     """
     torch.manual_seed(seed)
     network = build_network(name, n_classes)
-    label = weights
-    if weights == IMAGENET:
-        _load_features(network, _download(name), f"torchvision's {name}")
-    elif weights != NONE:
-        _load_features(network, _read(Path(weights)), weights)
-        label = Path(weights).name
-    return Backbone(name, network, label, _digest(name, network), _preprocess(name, image_size))
+    label, head = weights, None
+    if weights != NONE:
+        state = _download(name) if weights == IMAGENET else _read(Path(weights))
+        source, label = (f"torchvision's {name}", weights) if weights == IMAGENET else (weights, Path(weights).name)
+        _load_features(network, state, source)
+        head = pretrained_head(network, state)
+    return Backbone(name, network, label, _digest(name, network), _preprocess(name, image_size), head)
+
+
+def pretrained_head(network: Network, state: Mapping[str, torch.Tensor]) -> tuple[Floats, Floats] | None:
+    """Find the classifier that was trained together with the features.
+
+    Args:
+        network: The features that `state` was loaded into.
+        state: The state_dict of the whole pretrained model.
+
+    Returns:
+        Weight (K, D) and bias (K,), whose product with the embedding gives the pretrained logits; None if anything else
+        lies between them, such as a norm or a hidden layer, or if `state` holds no classifier.
+    """
+    rest = sorted(state.keys() - network.features.state_dict().keys())
+    rest = [key for key in rest if not key.lower().startswith("aux")]  # googlenet's and inception's, used in training only
+    if [key.split(".")[-1] for key in rest] != ["bias", "weight"]:
+        return None
+    bias, weight = (state[key].float().numpy() for key in rest)
+    return (weight, bias) if weight.shape[1:] == (network.head.in_features,) else None
 
 
 def _download(name: str) -> Mapping[str, torch.Tensor]:
