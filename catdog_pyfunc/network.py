@@ -1,4 +1,4 @@
-"""The PyTorch network: a torchvision backbone up to its pooled features, and a linear head.
+"""The PyTorch network: a backbone of torchvision or timm up to its pooled features, and a linear head.
 
 Importing this module requires the [torch] extra; only `TorchEngine`, saving and training do so.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import warnings
 
+from catdog_pyfunc.bundle import TIMM
 from catdog_pyfunc.errors import InvalidSetting, MissingDependency
 from catdog_pyfunc.preprocessing import Preprocess
 
@@ -15,6 +16,8 @@ try:
     import torchvision
     from torch import fx, nn
     from torch.nn import functional
+
+    from catdog_pyfunc.timm_backbone import timm_features
 except ImportError as error:
     raise MissingDependency("this needs PyTorch and torchvision: pip install 'catdog-pyfunc[torch]'") from error
 
@@ -88,19 +91,26 @@ class ServingNetwork(nn.Module):
         return logits, embedding, class_maps, similarity
 
 
-def build_network(backbone: str, n_classes: int) -> Network:
+def build_network(backbone: str, n_classes: int, image_size: int | None = None) -> Network:
     """Create the network for a backbone, with random weights.
 
     Args:
-        backbone: A classification model's name in `torchvision.models`.
+        backbone: A classification model's name in `torchvision.models`, or `timm/<name>` for one of timm's.
         n_classes: The number of classes.
+        image_size: Side of the square images, pixels; None for the backbone's own. Most transformers of timm's have weights
+            that depend on it.
 
     Returns:
         The network, in evaluation mode.
 
     Raises:
-        InvalidSetting: There is no such backbone, or it does not end in globally pooled features.
+        InvalidSetting: There is no such backbone, it does not end in globally pooled features, or not for images of this
+            size.
+        MissingDependency: The backbone is one of timm's, which is not installed.
     """
+    if backbone.startswith(TIMM):
+        timm_model = timm_features(backbone, image_size)
+        return Network(timm_model, timm_model.dimension, n_classes).eval()
     known = torchvision.models.list_models(module=torchvision.models)
     if backbone not in known:
         raise InvalidSetting(f"backbone {backbone!r} is not in torchvision.models: give one of {', '.join(known)}")
