@@ -20,6 +20,7 @@ from catdog_pyfunc.preprocessing import Floats, Preprocess
 FORMAT = 1
 WEIGHTS, GRAPH, DESCRIPTION = "weights.safetensors", "model.onnx", "classifier.json"
 REFERENCE_EMBEDDINGS = "reference_embeddings.npy"
+TIMM = "timm/"  # what the names of timm's backbones begin with
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,7 @@ class Description:
     """Everything about a classifier except its weights.
 
     Attributes:
-        backbone: The network's name in `torchvision.models`.
+        backbone: The network's name in `torchvision.models`, or `timm/<name>`.
         classes: Class names, in the order of the logits.
         preprocess: How an image is turned into the network's input.
         temperature: Logits are divided by it before softmax.

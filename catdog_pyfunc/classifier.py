@@ -32,7 +32,8 @@ class Prediction:
         in_domain: Whether the image resembles the training data; if False, it probably shows none of the classes.
         domain_score: Similarity to the reference embeddings, at most 1; the image is `in_domain` if this reaches the model's
             OOD threshold.
-        heatmap: A PNG of the image, overlaid with the evidence for the label; None unless requested.
+        heatmap: A PNG of the image, overlaid with the evidence for the label; None unless requested, and from networks that
+            do not tell where it is: transformers with a class token.
     """
 
     label: str | None = None
@@ -124,6 +125,7 @@ class Classifier:
     def _to_predictions(self, pixels: Sequence[Pixels], outputs: Outputs, explain: bool) -> list[Prediction]:
         description = self.description
         similarity = outputs.similarity.tolist()
+        explain = explain and outputs.class_maps[0, 0].size > 1  # a single location tells nothing
         predictions = []
         for row, probabilities in enumerate(softmax(outputs.logits / description.temperature)):
             best = int(probabilities.argmax())

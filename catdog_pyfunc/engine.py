@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import importlib.util
 import os
 import threading
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
-from catdog_pyfunc.bundle import GRAPH, WEIGHTS, Bundle
+from catdog_pyfunc.bundle import GRAPH, TIMM, WEIGHTS, Bundle
 from catdog_pyfunc.errors import InvalidBundle, InvalidSetting, MissingDependency
 from catdog_pyfunc.preprocessing import Floats, Pixels
 
@@ -110,7 +111,8 @@ class TorchEngine:
         weights = load_file(bundle.path / WEIGHTS)
         _check_classes(bundle, weights["head.weight"].shape[0])
         pretrained_head = any(name.startswith("pretrained_head.") for name in weights)
-        network = build_network(description.backbone, len(description.classes), pretrained_head=pretrained_head)
+        size, n_classes = description.preprocess.size, len(description.classes)
+        network = build_network(description.backbone, n_classes, size, pretrained_head=pretrained_head)
         network.load_state_dict(weights)
         serving = ServingNetwork(network, description.preprocess, torch.from_numpy(bundle.reference_embeddings()))
         self._torch = torch
@@ -132,7 +134,8 @@ def open_engine(bundle: Bundle, name: str = "auto", threads: int = 1) -> Engine:
 
     Args:
         bundle: The stored classifier.
-        name: "onnx", "torch", or "auto": PyTorch if it is installed and finds a CUDA device, else ONNX Runtime.
+        name: "onnx", "torch", or "auto": PyTorch if it, and timm if needed, is installed and finds a CUDA device, else
+            ONNX Runtime.
         threads: How many threads an exclusive call may use.
 
     Returns:
@@ -141,11 +144,11 @@ def open_engine(bundle: Bundle, name: str = "auto", threads: int = 1) -> Engine:
     Raises:
         InvalidSetting: There is no such engine.
         InvalidBundle: The network's number of classes differs from the description's.
-        MissingDependency: The engine is "torch" and PyTorch is not installed.
+        MissingDependency: The engine is "torch", and PyTorch, or timm for a backbone of timm's, is not installed.
     """
     if name not in ENGINES:
         raise InvalidSetting(f"engine {name!r} is unknown: give one of {', '.join(ENGINES)}")
-    if name == "torch" or (name == "auto" and _has_cuda()):
+    if name == "torch" or (name == "auto" and _has_cuda() and _has_backbone(bundle.description.backbone)):
         return TorchEngine(bundle)
     engine = OnnxEngine(bundle.path / GRAPH, threads, quantized=bundle.description.quantized)
     _check_classes(bundle, engine.n_classes)
@@ -156,6 +159,10 @@ def _check_classes(bundle: Bundle, found: int) -> None:
     named = len(bundle.description.classes)
     if named != found:
         raise InvalidBundle(f"{bundle.path} names {named} classes, but its network has {found}: fetch the model again")
+
+
+def _has_backbone(name: str) -> bool:
+    return not name.startswith(TIMM) or importlib.util.find_spec("timm") is not None
 
 
 def _has_cuda() -> bool:

@@ -1,4 +1,4 @@
-"""The PyTorch network: a torchvision backbone up to its pooled features, and a linear head.
+"""The PyTorch network: a backbone of torchvision or timm up to its pooled features, and a linear head.
 
 Importing this module requires the [torch] extra; only `TorchEngine`, saving and training do so.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 import operator
 import warnings
 
+from catdog_pyfunc.bundle import TIMM
 from catdog_pyfunc.errors import InvalidSetting, MissingDependency
 from catdog_pyfunc.preprocessing import Preprocess
 
@@ -16,6 +17,8 @@ try:
     import torchvision
     from torch import fx, nn
     from torch.nn import functional
+
+    from catdog_pyfunc.timm_backbone import timm_classes, timm_features
 except ImportError as error:
     raise MissingDependency("this needs PyTorch and torchvision: pip install 'catdog-pyfunc[torch]'") from error
 
@@ -130,20 +133,28 @@ def similarity(features: torch.Tensor, reference: torch.Tensor, n_classes: int) 
     return (features @ reference.T).topk(k).values[:, -1].clamp_max(1)  # rounding may carry it past 1
 
 
-def build_network(backbone: str, n_classes: int, *, pretrained_head: bool = False) -> Network:
+def build_network(backbone: str, n_classes: int, image_size: int | None = None, *, pretrained_head: bool = False) -> Network:
     """Create the network for a backbone, with random weights.
 
     Args:
-        backbone: A classification model's name in `torchvision.models`.
+        backbone: A classification model's name in `torchvision.models`, or `timm/<name>` for one of timm's.
         n_classes: The number of classes.
+        image_size: Side of the square images, pixels; None for the backbone's own. Most transformers of timm's have weights
+            that depend on it.
         pretrained_head: Whether to keep the layers of the backbone's own classifier, for weights that are loaded into them.
 
     Returns:
         The network, in evaluation mode.
 
     Raises:
-        InvalidSetting: There is no such backbone, or it does not end in globally pooled features.
+        InvalidSetting: There is no such backbone, it does not end in globally pooled features, or not for images of this
+            size.
+        MissingDependency: The backbone is one of timm's, which is not installed.
     """
+    if backbone.startswith(TIMM):
+        timm_model = timm_features(backbone, image_size)
+        linear = nn.Linear(timm_model.dimension, timm_classes(backbone)) if pretrained_head else None
+        return Network(timm_model, timm_model.dimension, n_classes, linear).eval()
     known = torchvision.models.list_models(module=torchvision.models)
     if backbone not in known:
         raise InvalidSetting(f"backbone {backbone!r} is not in torchvision.models: give one of {', '.join(known)}")

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import mlflow
 import pytest
+import timm
 import torch
 from mlflow.entities import Run
 
@@ -92,6 +93,25 @@ def test_in_an_active_run_training_uses_that_run_and_its_name(drawn: Path, weigh
         assert client.get_run(active.info.run_id).info.status == "RUNNING"
     assert (result.run_id, result.version) == (active.info.run_id, None)
     assert client.get_run(active.info.run_id).info.run_name == "resnet-lr-3"
+
+
+def test_a_backbone_of_timms_is_trained_and_served(drawn: Path, tmp_path: Path, client: mlflow.MlflowClient):
+    torch.save(timm.create_model("test_vit").state_dict(), tmp_path / "w.pth")
+    config = TrainingConfig(
+        data=str(drawn),
+        weights=str(tmp_path / "w.pth"),
+        backbone="timm/test_vit",
+        finetune_epochs=1,
+        registered_model="none",
+    )
+    result = train(replace(config, **SMALL))  # type: ignore[arg-type]
+    run = client.get_run(result.run_id)
+    assert run.info.run_name == f"lr 0.0001 × 1 · timm/test_vit · {drawn.name}"
+    assert (run.data.params["backbone"], run.data.params["preprocess.interpolation"]) == ("timm/test_vit", "bicubic")
+    image = next(drawn.glob("test/*/*.jpg")).read_bytes()
+    (prediction,) = flavor.load_model(result.model_uri).predict([image], explain=True)
+    assert prediction.label in result.evaluation.classes
+    assert prediction.heatmap is None  # of a class token
 
 
 def test_the_same_seed_gives_the_same_model_and_another_seed_another(drawn: Path):

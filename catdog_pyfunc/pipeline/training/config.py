@@ -27,7 +27,7 @@ class TrainingConfig:
         exclude: CSV, parquet or Label Studio's JSON with the paths (relative to `data`) of images to leave out.
         relabel: The same, with suggestions: those images that have one get it as their label.
         weights: 'imagenet', path to a state_dict, 'none', or 'auto': imagenet for a folder of photos, none for the sample.
-        backbone: Classification model of torchvision.models that ends in globally pooled features.
+        backbone: Classification model of torchvision.models that ends in globally pooled features, or timm/<name>.
         image_size: Side of the network's square input in pixels; 0 for the backbone's own, or 96 for the sample.
         horizontal_flip: Train the head on mirrored images as well.
         finetune_epochs: Epochs of training the whole network; -1 for 0 with pretrained weights and 8 without.

@@ -19,6 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 from catdog_pyfunc.cpu import available_cores
 from catdog_pyfunc.errors import InvalidSetting
 from catdog_pyfunc.pipeline.processes import rank_and_size
+from catdog_pyfunc.timm_backbone import TimmFeatures
 
 _WAIT = timedelta(days=2)  # until rank 0 has embedded the images and fitted the head
 _STEP = timedelta(minutes=30)  # until the slowest rank has done its step, and rank 0 has stored and logged an epoch
@@ -66,7 +67,11 @@ class Ranks:
         """On several GPUs, return a copy whose batch norm computes statistics over the images of all ranks."""
         if self.size == 1 or self.device.type == "cpu":  # torch has no such batch norm for CPUs
             return network
-        shared: nn.Module = nn.SyncBatchNorm.convert_sync_batchnorm(copy.deepcopy(network), self.group)  # type: ignore[no-untyped-call]
+        if any(isinstance(module, TimmFeatures) for module in network.modules()):
+            from timm.layers import convert_sync_batchnorm as convert  # keeps the activation that timm's batch norm contains
+        else:
+            convert = nn.SyncBatchNorm.convert_sync_batchnorm
+        shared: nn.Module = convert(copy.deepcopy(network), self.group)
         return shared
 
     def with_shared_gradients(self, network: nn.Module) -> nn.Module:

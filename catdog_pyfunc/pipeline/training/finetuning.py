@@ -109,8 +109,8 @@ def assist() -> None:
             raise InvalidData(
                 f"{train[0].path} is not on {socket.gethostname()}: every machine needs the images at the same path"
             )
-        network = build_network(job["backbone"], job["classes"], pretrained_head=job["pretrained_head"])
         spec, config = Preprocess.from_dict(job["preprocess"]), FinetuneConfig(**job["config"])
+        network = build_network(job["backbone"], job["classes"], spec.size, pretrained_head=job["pretrained_head"])
         for _ in _Trainer(network, train, val, spec, config, ranks).epochs():
             pass
 

@@ -131,7 +131,7 @@ def checkpoint_path(config: FinetuneConfig, dataset: Dataset, backbone: Backbone
         "data": dataset.digest("train", "val"),
     }
     digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
-    return cache_dir() / f"finetune-{backbone.name}-{digest}.pt"
+    return cache_dir() / f"finetune-{backbone.name.replace('/', '-')}-{digest}.pt"
 
 
 def _by_split(dataset: Dataset, values: Floats) -> dict[str, Floats]:
