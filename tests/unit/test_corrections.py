@@ -60,6 +60,13 @@ def test_each_file_does_only_what_it_is_given_for(drawn: Path, table: Path):
     assert labels(read_folder(drawn)).keys() - labels(excluded).keys() == set(ROWS["path"])
 
 
+def test_a_copy_with_a_wrong_label_is_left_out(tmp_path: Path):
+    table = tmp_path / "audit.csv"
+    table.write_text("path,suggestion,kind\na.jpg,dog,label_error\na.jpg,,near_duplicate\nb.jpg,dog,label_error\n")
+    expected = Corrections({"b.jpg": "dog"}, frozenset({"a.jpg"}))
+    assert read_corrections({"exclude": table, "relabel": table}) == expected
+
+
 def test_parquet_and_missing_suggestions_are_read(tmp_path: Path, table: Path):
     ROWS.replace("", None).to_parquet(tmp_path / "audit.parquet")
     parquet = tmp_path / "audit.parquet"

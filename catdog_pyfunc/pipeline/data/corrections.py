@@ -79,8 +79,8 @@ def read_corrections(files: Mapping[str, Path]) -> Corrections:
     export. Other columns do not matter.
 
     Args:
-        files: At most two. "exclude": its images are left out, unless they are relabelled. "relabel": those of its images
-            that have a suggestion get it as label.
+        files: At most two. "relabel": those of its images that have a suggestion get it as label. "exclude": its images are
+            left out; a row with a suggestion does not count if that is applied.
 
     Returns:
         The corrections.
@@ -95,7 +95,8 @@ def read_corrections(files: Mapping[str, Path]) -> Corrections:
             raise InvalidData(
                 f"{files['relabel']} suggests both {labels[path]!r} and {suggestion!r} for {path}: keep one row"
             )
-    return Corrections(labels, frozenset(path for path, _ in rows.get("exclude", ()) if path not in labels))
+    excluded = {path for path, suggestion in rows.get("exclude", ()) if not suggestion or path not in labels}
+    return Corrections({path: label for path, label in labels.items() if path not in excluded}, frozenset(excluded))
 
 
 def file_digest(file: Path) -> str:
