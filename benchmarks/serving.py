@@ -64,7 +64,7 @@ def main() -> None:
 def measure_upper_bound(stored: Path, images: dict[str, list[bytes]], seconds: float) -> list[Row]:
     """Decoding and network in this process: one thread for one client, one per core for eight."""
     description = bundle.read(stored).description
-    engine = OnnxEngine(stored / bundle.GRAPH)
+    engine = OnnxEngine(stored / bundle.GRAPH, quantized=description.quantized)
 
     def latency_ms(image: bytes) -> float:
         started = time.perf_counter()
