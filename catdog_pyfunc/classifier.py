@@ -6,7 +6,7 @@ import contextlib
 import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -123,23 +123,32 @@ class Classifier:
         return [Prediction(error=errors[row]) if row in errors else next(predictions) for row in rows]
 
     def _to_predictions(self, pixels: Sequence[Pixels], outputs: Outputs, explain: bool) -> list[Prediction]:
-        description = self.description
-        similarity = outputs.similarity.tolist()
-        explain = explain and outputs.class_maps[0, 0].size > 1  # a single location tells nothing
-        predictions = []
-        for row, probabilities in enumerate(softmax(outputs.logits / description.temperature)):
-            best = int(probabilities.argmax())
-            predictions.append(
-                Prediction(
-                    label=description.classes[best],
-                    confidence=float(probabilities[best]),
-                    probabilities=dict(zip(description.classes, probabilities.tolist(), strict=True)),
-                    in_domain=similarity[row] >= description.ood_threshold,
-                    domain_score=similarity[row],
-                    heatmap=heatmap(pixels[row], outputs.class_maps[row], best) if explain else None,
-                )
+        predictions = to_predictions(outputs, self.description)
+        if not explain or outputs.class_maps[0, 0].size == 1:  # a single location tells nothing
+            return predictions
+        classes = self.description.classes
+        return [
+            replace(prediction, heatmap=heatmap(image, class_maps, classes.index(str(prediction.label))))
+            for prediction, image, class_maps in zip(predictions, pixels, outputs.class_maps, strict=True)
+        ]
+
+
+def to_predictions(outputs: Outputs, description: Description) -> list[Prediction]:
+    """Convert a network's outputs for N images to N predictions, without heat maps."""
+    similarity = outputs.similarity.tolist()
+    predictions = []
+    for row, probabilities in enumerate(softmax(outputs.logits / description.temperature)):
+        best = int(probabilities.argmax())
+        predictions.append(
+            Prediction(
+                label=description.classes[best],
+                confidence=float(probabilities[best]),
+                probabilities=dict(zip(description.classes, probabilities.tolist(), strict=True)),
+                in_domain=similarity[row] >= description.ood_threshold,
+                domain_score=similarity[row],
             )
-        return predictions
+        )
+    return predictions
 
 
 def softmax(logits: npt.NDArray[np.floating]) -> npt.NDArray[np.float64]:

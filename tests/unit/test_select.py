@@ -18,6 +18,7 @@ from catdog_pyfunc.flavor import opened_bundle
 from catdog_pyfunc.pipeline.data.label_studio import LEAVE_OUT, Task, labelling_interface, tasks_json
 from catdog_pyfunc.pipeline.labelling.badge import badge
 from catdog_pyfunc.pipeline.labelling.select import Selection, SelectionConfig, select
+from tests.conftest import restored_environment
 
 
 def gradients(embeddings: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
@@ -51,10 +52,11 @@ def test_badge_prefers_the_doubtful_and_takes_one_of_a_kind():
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[mlflow.MlflowClient]:
     folder = tmp_path_factory.mktemp("store")
-    mlflow.set_tracking_uri(f"sqlite:///{folder / 'mlflow.db'}")
-    mlflow.create_experiment("catdog", artifact_location=(folder / "artifacts").as_uri())
-    yield mlflow.MlflowClient()
-    mlflow.set_tracking_uri(None)
+    with restored_environment():
+        mlflow.set_tracking_uri(f"sqlite:///{folder / 'mlflow.db'}")
+        mlflow.create_experiment("catdog", artifact_location=(folder / "artifacts").as_uri())
+        yield mlflow.MlflowClient()
+        mlflow.set_tracking_uri(None)
 
 
 @pytest.fixture(scope="module")

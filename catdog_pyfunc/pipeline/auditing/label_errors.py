@@ -50,8 +50,7 @@ def label_errors(images: Sequence[Image], embeddings: Floats, classes: Sequence[
 def leave_one_out(embeddings: Floats, labels: npt.NDArray[np.int64], n_classes: int, trusted: Flags) -> Doubles:
     """Predict each label by a ridge classifier that was fitted to all other trusted images.
 
-    In closed form: leaving an image out changes its score s to (s - h y) / (1 - h), with h its leverage (Allen's PRESS,
-    1974).
+    In closed form: leaving an image out changes its score s to (s - h y) / (1 - h), with h its leverage (PRESS, Allen 1974).
     The penalty and the temperature are those with the lowest log-loss on the trusted images.
 
     Args:

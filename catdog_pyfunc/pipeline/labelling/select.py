@@ -13,9 +13,9 @@ import pandas as pd
 
 from catdog_pyfunc import flavor
 from catdog_pyfunc.bundle import Bundle, Description
-from catdog_pyfunc.classifier import Classifier, Prediction, softmax
+from catdog_pyfunc.classifier import Classifier, Prediction, to_predictions
 from catdog_pyfunc.cpu import available_cores
-from catdog_pyfunc.engine import Engine, Outputs, open_engine
+from catdog_pyfunc.engine import Engine, open_engine
 from catdog_pyfunc.errors import InvalidData, InvalidImage, InvalidSetting
 from catdog_pyfunc.pipeline import tracking
 from catdog_pyfunc.pipeline.console import progress
@@ -144,26 +144,13 @@ def _embed(engine: Engine, description: Description, files: Sequence[Path]) -> l
         except (InvalidImage, OSError) as error:
             return Prediction(error=str(error)), np.empty(0, np.float32)
         embedding = outputs.embedding[0]
-        return _prediction(outputs, description), embedding / np.linalg.norm(embedding)
+        return to_predictions(outputs, description)[0], embedding / np.linalg.norm(embedding)
 
     with ThreadPoolExecutor(available_cores() + 1) as pool:  # one thread always waits for the GIL
         try:
             return list(progress(pool.map(run, files), "embedding images", len(files)))
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
-
-
-def _prediction(outputs: Outputs, description: Description) -> Prediction:
-    probabilities = softmax(outputs.logits / description.temperature)[0].tolist()
-    similarity = float(outputs.similarity[0])
-    best = max(range(len(probabilities)), key=probabilities.__getitem__)
-    return Prediction(
-        description.classes[best],
-        probabilities[best],
-        dict(zip(description.classes, probabilities, strict=True)),
-        in_domain=similarity >= description.ood_threshold,
-        domain_score=similarity,
-    )
 
 
 def _log(selection: Selection, bundle: Bundle, folder: Path, model_uri: str) -> None:
