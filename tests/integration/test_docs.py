@@ -29,7 +29,8 @@ SERVERS = ("mlflow ui", "mlflow models serve", "mlflow deployments run-local")
 _ROW = r'"label": ?"(cat|dog)".*"error": ?null'
 # Part of a command → what its output contains (a regular expression).
 EXPECTED = {
-    "-P data=path/to/photos": r"(test|all) accuracy",
+    "local -P data=path/to/photos": "test accuracy",
+    "-e evaluate": r"(test|all) accuracy",
     "-e audit": r"images, \d+ of them suspected",
     "-e promote -P version=2": r"models:/CatDogClassifier@production is version 2",
     "-e promote -P version=3 -P reason": r"models:/CatDogClassifier@production is version 3",
