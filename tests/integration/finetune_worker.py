@@ -29,7 +29,7 @@ CONFIG = finetuning.FinetuneConfig(epochs=2, learning_rate=1e-2, batch_size=12, 
 WITHOUT_BATCH_NORM, WITH_BATCH_NORM = "without batch norm", "with batch norm"
 
 
-def build_network(name: str, n_classes: int, **_: object) -> Network:
+def build_network(name: str, n_classes: int, *_: object, **__: object) -> Network:
     """Random weights that differ between ranks: rank 0's must become everybody's."""
     torch.manual_seed(rank_and_size()[0])
     normalise = [nn.BatchNorm2d(8)] if name == WITH_BATCH_NORM else []
