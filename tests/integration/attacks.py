@@ -129,7 +129,9 @@ ATTACKS = {
         many(10, form(*[b'Content-Disposition: form-data; name="f"\r\n\r\nx'] * 100_000)), [400, 429]
     ),
     "a part's headers without end": Attack(
-        many(10, form(b"A: b\r\n" * 1_000_000), form(b"A: " + b"b" * 7 * 2**20)), [400, 429]
+        # The server closes after its first response, which a client that still sends the second form may lose.
+        many(10, form(b"A: b\r\n" * 1_000_000), form(b"A: " + b"b" * 7 * 2**20)),
+        [400, 429, CLOSED],
     ),
     "a form of almost-boundaries": Attack(many(10, form(_PART + b"\r\n--\r\n-\r" * 800_000)), [200, 429]),
     "strange forms": Attack(
