@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from mlflow_catdog.deployments.options import Options
+from mlflow_catdog.runtime import gateway
 from mlflow_catdog.runtime.metrics import Metrics
 from mlflow_catdog.runtime.routes.predict import REFUSALS
 from mlflow_catdog.runtime.settings import Settings
@@ -117,6 +118,11 @@ def test_the_operations_page_has_every_metric_with_its_labels():
     assert {row[0]: set(filter(None, row[1].split(", "))) for row in table[1:]} == counted
 
 
+def test_the_security_page_has_every_path_that_is_open_without_a_key():
+    (table,) = [table for table in tables("../SECURITY.md") if table[0] == ["path", "tells"]]
+    assert {path for row in table[1:] for path in row[0].split(", ")} == set(gateway._OPEN)
+
+
 def test_readme_fits_on_two_screens():
     assert len((REPOSITORY / "README.md").read_text().splitlines()) <= 120
 
@@ -125,7 +131,7 @@ def test_every_page_is_in_the_navigation():
     assert sorted(pages()[1:]) == sorted((REPOSITORY / "docs").glob("*.md"))
 
 
-@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md", "CHANGELOG.md"])
+@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md"])
 def test_links_lead_somewhere(name: str):
     """Those of the site are checked by `mkdocs build --strict`."""
     links = re.findall(r"\]\(([^)#:]+)(?:#[\w-]+)?\)", (REPOSITORY / name).read_text())

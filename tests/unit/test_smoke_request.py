@@ -41,6 +41,15 @@ def test_the_models_own_example_is_used(tmp_path: Path):
     assert smoke_request(model)["dataframe_split"] == {"columns": ["image", "threshold"], "data": [["text", 0.5]]}
 
 
+@pytest.mark.parametrize("name", ["../private.json", "{folder}/private.json"])
+def test_an_example_outside_of_the_model_is_not_read(name: str, tmp_path: Path):
+    (tmp_path / "private.json").write_text('{"token": "secret"}')
+    model = saved(tmp_path, None, pd.DataFrame({"image": ["text"]}))
+    description = model / "MLmodel"
+    description.write_text(description.read_text().replace("serving_input_example.json", name.format(folder=tmp_path)))
+    assert list(smoke_request(model)) == ["dataframe_split"]
+
+
 @pytest.mark.parametrize(
     ("columns", "column"),
     [

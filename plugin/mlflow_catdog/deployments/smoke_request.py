@@ -27,9 +27,10 @@ def smoke_request(folder: Path) -> dict[str, Any]:
         InvalidOption: There is no example, and the signature does not tell which column takes the image.
     """
     model = Model.load(folder)
-    example = (model.saved_input_example_info or {}).get("serving_input_path")
-    if example and (folder / example).is_file():
-        body: dict[str, Any] = json.loads((folder / example).read_text())
+    example = folder / ((model.saved_input_example_info or {}).get("serving_input_path") or "")
+    # A model could name a file of this machine's, which would end up in the image.
+    if example.is_file() and example.resolve().is_relative_to(folder.resolve()):
+        body: dict[str, Any] = json.loads(example.read_text())
         return body
     return {"dataframe_split": {"columns": [_image_column(model)], "data": [[_drawn_image()]]}}
 
