@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import re
 import secrets
@@ -21,12 +22,13 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from catdog_pyfunc.pipeline.processes import free_port
 from tests.integration.same_rows import assert_same
-from tests.project import MODEL, URI, Deployment, Project, make_project, run_local, running
+from tests.project import MODEL, REPOSITORY, URI, Deployment, Project, make_project, run_local, running
 from tests.third_party_models import save
 from tests.waiting import await_condition
 
 KEYS = secrets.token_urlsafe(24), secrets.token_urlsafe(24)
 SCRAPES = 20  # each by a new connection: enough to reach both workers
+MONITORING = REPOSITORY / "deploy" / "monitoring"
 IMAGES, ACTIVE = "catdog_images_total", "http_server_active_requests"
 
 
@@ -107,14 +109,14 @@ def prometheus() -> str:
 
 @pytest.fixture(scope="module")
 def scraping(prometheus: str, guarded: Deployment, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The address of a Prometheus that scrapes `guarded` every second."""
+    """The address of a Prometheus as in deploy/monitoring, but that it scrapes `guarded`, and every second."""
     folder = tmp_path_factory.mktemp("prometheus")
-    job = {
-        "job_name": "catdog",
-        "authorization": {"credentials": KEYS[1]},
-        "static_configs": [{"targets": [guarded.address.removeprefix("http://")]}],
-    }
-    (folder / "prometheus.yml").write_text(yaml.safe_dump({"global": {"scrape_interval": "1s"}, "scrape_configs": [job]}))
+    shutil.copy(MONITORING / "alerts.yml", folder)
+    (folder / "catdog-key").write_text(KEYS[1])
+    configuration = yaml.safe_load((MONITORING / "prometheus.yml").read_text())
+    configuration["global"] = {"scrape_interval": "1s", "evaluation_interval": "1s"}
+    configuration["scrape_configs"][0]["static_configs"] = [{"targets": [guarded.address.removeprefix("http://")]}]
+    (folder / "prometheus.yml").write_text(yaml.safe_dump(configuration))
     address = f"http://127.0.0.1:{free_port()}"
     command = [prometheus, "--config.file=prometheus.yml", f"--storage.tsdb.path={folder / 'data'}"]
     listen = f"--web.listen-address={address.removeprefix('http://')}"
@@ -151,8 +153,24 @@ def test_drift_is_noticed_in_what_prometheus_has_scraped(scraping: str, guarded:
     assert re.search(r"^drift: error \((4[4-9]|5\d|6\d) images; ", damaged.stdout, re.MULTILINE), damaged.stdout
 
 
+@pytest.mark.slow
+def test_every_panel_of_the_dashboard_has_data_and_no_alert_fires(scraping: str, guarded: Deployment, photo: bytes):
+    dashboard = json.loads((MONITORING / "dashboard.json").read_text())
+    queries = [target["expr"] for panel in dashboard["panels"] for target in panel["targets"]]
+    traffic = "sum(instance:catdog_requests:rate5m)"
+    for _ in range(2):  # no increase is seen in what a series begins with
+        assert predict(guarded, photo).status_code == 200
+        await_condition(lambda: queried(scraping, traffic) is not None)
+    await_condition(lambda: (queried(scraping, traffic) or 0) > 0)
+    await_condition(lambda: [query for query in queries if queried(scraping, query) is None] == [])
+    (group,) = requests.get(f"{scraping}/api/v1/rules", timeout=30).json()["data"]["groups"]
+    assert {rule["name"]: rule["lastError"] for rule in group["rules"] if rule["health"] != "ok"} == {}
+    assert [rule["name"] for rule in group["rules"] if rule.get("state") == "firing"] == []
+
+
 def queried(address: str, query: str) -> float | None:
     response = requests.get(f"{address}/api/v1/query", params={"query": query}, timeout=30)
+    assert response.status_code == 200, response.text
     found: list[Any] = response.json()["data"]["result"]
     return float(found[0]["value"][1]) if found else None
 
@@ -161,6 +179,15 @@ def test_promtool_finds_no_fault_with_the_metrics(prometheus: str, guarded: Depl
     promtool = Path(prometheus).with_name("promtool")
     done = subprocess.run([promtool, "check", "metrics"], input=scrape(guarded), capture_output=True, text=True, timeout=30)
     assert (done.returncode, done.stdout + done.stderr) == (0, "")
+
+
+def test_each_alert_fires_once_and_none_when_all_is_well(prometheus: str):
+    promtool, file = Path(prometheus).with_name("promtool"), Path(__file__).with_name("alerts_test.yml")
+    done = subprocess.run([promtool, "test", "rules", file], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stdout + done.stderr
+    tested = {case["alertname"] for test in yaml.safe_load(file.read_text())["tests"] for case in test["alert_rule_test"]}
+    (group,) = yaml.safe_load((MONITORING / "alerts.yml").read_text())["groups"]
+    assert tested == {rule["alert"] for rule in group["rules"] if "alert" in rule}
 
 
 # Keys
