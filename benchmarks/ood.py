@@ -41,12 +41,14 @@ Sets = Mapping[tuple[str, str], torch.Tensor]  # split, and shift or "" → embe
 
 
 def noise(image: Image.Image, sigma: float) -> Image.Image:
+    """Add Gaussian noise, in levels of 0..255."""
     pixels = np.asarray(image)
     noisy = pixels + np.random.default_rng(pixels.size).normal(0, sigma, pixels.shape)
     return Image.fromarray(np.clip(noisy, 0, 255).astype(np.uint8))
 
 
 def jpeg(image: Image.Image, quality: int) -> Image.Image:
+    """Compress and decode."""
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=quality)
     return Image.open(buffer)
@@ -66,16 +68,19 @@ SHIFTS: Mapping[str, Callable[[Image.Image], Image.Image]] = {
 
 
 def nearest(k: int) -> Fit:
+    """The cosine to the k-th nearest training image (Sun et al., ICML 2022)."""
     return lambda train: lambda x: (normalize(x) @ normalize(train).T).topk(k).values[:, -1]
 
 
-def mahalanobis(train: torch.Tensor) -> Score:  # Lee et al., NeurIPS 2018, with one mean
+def mahalanobis(train: torch.Tensor) -> Score:
+    """The Mahalanobis distance to the mean of train (Lee et al., NeurIPS 2018, with one mean)."""
     fitted = LedoitWolf().fit(train.numpy())
     mean, precision = (torch.from_numpy(values).float() for values in (fitted.location_, fitted.precision_))
     return lambda x: -((x - mean) @ precision * (x - mean)).sum(1)
 
 
-def energy(train: torch.Tensor) -> Score:  # Liu et al., NeurIPS 2020
+def energy(train: torch.Tensor) -> Score:
+    """The energy of the pretrained logits (Liu et al., NeurIPS 2020)."""
     return lambda x: x.logsumexp(1)
 
 
@@ -148,6 +153,7 @@ def embed(paths: Mapping[str, Sequence[Path]], backbone: Backbone) -> Sets:
 
 
 def main() -> None:
+    """Print two tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     photos, weights = os.environ.get("CATDOG_PHOTOS"), os.environ.get("CATDOG_WEIGHTS", "imagenet")
     parser.add_argument("--photos", default=photos, required=photos is None, help="as of `catdog train --data`")

@@ -26,10 +26,12 @@ Choose = Callable[[np.ndarray, np.ndarray, int, np.random.Generator], list[int]]
 
 
 def at_random(embeddings: np.ndarray, probabilities: np.ndarray, count: int, rng: np.random.Generator) -> list[int]:
+    """Choose by chance."""
     return rng.choice(len(embeddings), count, replace=False).tolist()
 
 
 def smallest_margin(embeddings: np.ndarray, probabilities: np.ndarray, count: int, rng: np.random.Generator) -> list[int]:
+    """Choose those whose two most probable classes are closest."""
     ordered = np.sort(probabilities, axis=1)
     return np.argsort(ordered[:, -1] - ordered[:, -2])[:count].tolist()
 
@@ -70,6 +72,7 @@ def interval(values: np.ndarray) -> str:
 
 
 def main() -> None:
+    """Print a table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--photos", type=Path, required=True, help="train and test, with class folders")
     parser.add_argument("--model-uri", required=True, help="whose engine embeds the photos")

@@ -116,7 +116,7 @@ class ServingNetwork(nn.Module):
 
 
 def similarity(features: torch.Tensor, reference: torch.Tensor, n_classes: int) -> torch.Tensor:
-    """Compute how similar images are to the reference: the cosine to the k-th nearest, where k is 1 % of a class's share.
+    """Compute how similar images are to the reference: the cosine to the k-th nearest, where k is 1 % of a class's images.
 
     Sun et al., "Out-of-Distribution Detection with Deep Nearest Neighbors", ICML 2022. As there, the best k grows with the
     reference: the fifth of 50 images is far from what is known, too.
