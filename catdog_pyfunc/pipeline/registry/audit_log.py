@@ -1,5 +1,7 @@
 """The audit log of a registered model: who moved which alias, when, from where to where, why, and on which metrics.
 
+What became of a move in the deployments that follow the alias is in it, too.
+
 MLflow keeps no history of aliases and offers no compare-and-swap to move one. What every MLflow store does offer is a value
 that can be written only once: a run's parameter. So the audit log is the parameters `0001`, `0002`, … of one run. Writing
 the next number *is* the move: of two writers that want the same number, one gets it and the other a `SequenceConflict`.
@@ -24,6 +26,8 @@ from catdog_pyfunc.errors import InvalidSetting, RegistryError, TrackingError
 from catdog_pyfunc.pipeline.registry.versions import author
 
 PROMOTED, FORCED, REFUSED, ROLLED_BACK, FOUND = "promoted", "forced", "refused", "rolled back", "found"
+DEPLOYED, NOT_DEPLOYED = "deployed", "not deployed"
+_MOVES = (PROMOTED, FORCED, ROLLED_BACK, FOUND)
 AUDITED_METRICS = ("accuracy", "log_loss", "calibration_error")
 """The metrics that an entry keeps of an evaluation; the run has the rest."""
 _RUN_TAG = "catdog.audit_log"  # on the experiment: the run whose parameters are the audit log
@@ -42,15 +46,17 @@ class Entry:
     """One entry of the audit log.
 
     Attributes:
-        action: "promoted", "forced", "refused", "rolled back", or "found": moved by other means and noticed later.
-        alias: The alias that was moved, or that the refused version asked for.
+        action: "promoted", "forced", "refused", "rolled back", or "found": moved by other means and noticed later; or what a
+            deployment that follows the alias did: "deployed" or "not deployed".
+        alias: The alias that was moved, that the refused version asked for, or that the deployment follows.
         version: The version it was to point to; "" if the alias was removed.
-        previous: The version it pointed to before; None for none.
-        reason: As given by the author.
+        previous: The version it pointed to, or that was deployed, before; None for none.
+        reason: As given by the author, or why the version cannot be deployed.
         metrics: Name → value, such as "accuracy" and "champion_accuracy".
         data_digest: Digest of the images that the metrics were measured on.
         failed: Names of the gate's checks that failed.
         run_id: The MLflow run that has the whole evidence.
+        deployment: The deployment that follows the alias; "" for all other entries.
         at: UTC, ISO 8601.
         author: Login name.
         id: Distinguishes entries that are otherwise equal, so that no writer takes another's entry for its own.
@@ -65,6 +71,7 @@ class Entry:
     data_digest: str = ""
     failed: tuple[str, ...] = ()
     run_id: str = ""
+    deployment: str = ""
     at: str = field(default_factory=lambda: datetime.now(timezone.utc).isoformat(timespec="seconds"))
     author: str = field(default_factory=author)
     id: str = field(default_factory=lambda: uuid.uuid4().hex[:12])
@@ -72,7 +79,7 @@ class Entry:
     @property
     def moved(self) -> bool:
         """Whether the alias was moved."""
-        return self.action != REFUSED
+        return self.action in _MOVES
 
 
 class SequenceConflict(Exception):

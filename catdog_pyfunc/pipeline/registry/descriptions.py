@@ -125,7 +125,8 @@ def _when(entry: Entry) -> str:
 
 def _why(entry: Entry) -> str:
     failed = f"failed: {', '.join(entry.failed)}" if entry.failed else ""
-    return "; ".join(filter(None, [entry.reason, failed]))
+    where = f"deployment {entry.deployment}" if entry.deployment else ""
+    return "; ".join(filter(None, [where, entry.reason, failed]))
 
 
 def _metrics(entry: Entry, names: Iterable[str] = AUDITED_METRICS) -> str:

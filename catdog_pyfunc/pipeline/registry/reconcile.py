@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import mlflow
 from mlflow.exceptions import MlflowException
@@ -79,10 +79,21 @@ def commit(audit_log: AuditLog, entry: Entry, seen: Sequence[Entry]) -> None:
             return
 
 
-def record(audit_log: AuditLog, entry: Entry) -> None:
-    """Write an entry that moves nothing, such as a refusal."""
-    while not _try_append(audit_log, entry, audit_log.read()[0]):
-        pass
+def record(audit_log: AuditLog, entry: Entry, needed: Callable[[Sequence[Entry]], bool] = lambda entries: True) -> None:
+    """Write an entry that moves nothing, such as a refusal; this may be repeated if it fails.
+
+    Args:
+        audit_log: The audit log of a registered model.
+        entry: The entry.
+        needed: Whether the entry is to follow these, which others may have written meanwhile.
+
+    Raises:
+        TrackingError: The registry cannot be written.
+    """
+    while True:
+        entries, _ = audit_log.read()
+        if entry in entries or not needed(entries) or _try_append(audit_log, entry, entries):
+            break
     reconcile(audit_log)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import re
 import shutil
@@ -21,7 +22,7 @@ from catdog_pyfunc import cpu
 from catdog_pyfunc.errors import RegistryError
 from catdog_pyfunc.flavor import downloaded_model, exact_uri
 from catdog_pyfunc.pipeline.console import log
-from mlflow_catdog.deployments.errors import DeploymentError, DeploymentMissing
+from mlflow_catdog.deployments.errors import DeploymentError, DeploymentMissing, ModelFailed
 from mlflow_catdog.deployments.smoke_request import image_column, smoke_request
 
 if TYPE_CHECKING:
@@ -54,13 +55,48 @@ class FetchedModel:
         return str(recorded or pyfunc.get("python_version") or ".".join(map(str, sys.version_info[:3])))
 
 
+def alias_of(uri: str) -> tuple[str, str] | None:
+    """Registered model and alias of `models:/<name>@<alias>`; None for any other URI."""
+    found = re.fullmatch(r"models:/([^/@]+)@(.+)", uri)
+    return (found[1], found[2]) if found else None
+
+
+def exact_version(uri: str) -> str:
+    """Resolve an alias.
+
+    Args:
+        uri: Any URI that MLflow reads.
+
+    Returns:
+        `models:/<name>/<number>` for a registered version or an alias; any other URI as it is.
+
+    Raises:
+        DeploymentMissing: There is no such model or alias, or the registry cannot be reached.
+    """
+    try:
+        return exact_uri(uri)
+    except RegistryError as failure:
+        raise DeploymentMissing(str(failure)) from None
+
+
+def server_digest() -> str:
+    """Digest of the server's files, which are in every image."""
+    files = [
+        *(path for path in _RUNTIME.rglob("*") if path.is_file() and "__pycache__" not in path.parts),
+        Path(cpu.__file__),
+    ]
+    digests = [f"{path.name} {hashlib.sha256(path.read_bytes()).hexdigest()}" for path in files]
+    return hashlib.sha256("\n".join(sorted(digests)).encode()).hexdigest()
+
+
 @contextlib.contextmanager
-def fetched(uri: str, flavor: str | None = None) -> Iterator[FetchedModel]:
+def fetched(uri: str, flavor: str | None = None, version: str = "") -> Iterator[FetchedModel]:
     """Fetch a model; a downloaded copy is removed when the block ends.
 
     Args:
         uri: Any URI that MLflow reads.
         flavor: Only "python_function".
+        version: What `uri` has been resolved to, if it has been.
 
     Yields:
         The model. An alias is resolved first, and exactly that version is fetched.
@@ -72,8 +108,8 @@ def fetched(uri: str, flavor: str | None = None) -> Iterator[FetchedModel]:
     if flavor not in (None, _FLAVOR):
         raise DeploymentError(f"flavor {flavor!r} cannot be deployed: omit it, or use {_FLAVOR}")
     with contextlib.ExitStack() as stack:
+        version = version or exact_version(uri)
         try:
-            version = exact_uri(uri)
             folder = stack.enter_context(downloaded_model(version))
         except RegistryError as failure:
             raise DeploymentMissing(str(failure)) from None
@@ -96,7 +132,7 @@ def build(client: DockerClient, model: FetchedModel, base_image: str, tag: str, 
         The image's id.
 
     Raises:
-        DeploymentError: A build step failed, as when a package cannot be installed; the message ends with the build's log.
+        ModelFailed: A build step failed, as when a package cannot be installed; the message ends with the build's log.
     """
     with tempfile.TemporaryDirectory(prefix="catdog-") as scratch:
         context = Path(scratch)
@@ -144,7 +180,7 @@ def _build(client: DockerClient, context: Path, base_image: str, tag: str, label
         for entry in client.api.build(path=str(context), decode=True, **options):
             if "error" in entry:
                 end = "\n".join("".join(output).splitlines()[-_LOG_LINES:])
-                raise DeploymentError(f"cannot build the image on {base_image}: {entry['error'].strip()}\n{end}")
+                raise ModelFailed(f"cannot build the image on {base_image}: {entry['error'].strip()}\n{end}")
             output.append(entry.get("stream", ""))
             image = str(entry["aux"]["ID"]) if "aux" in entry else image
     except BaseException:

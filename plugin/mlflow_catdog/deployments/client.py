@@ -17,8 +17,8 @@ from mlflow.deployments import BaseDeploymentClient, PredictionsResponse
 
 from catdog_pyfunc.pipeline.console import log
 from catdog_pyfunc.pipeline.processes import sigterm_as_interrupt
-from mlflow_catdog.deployments import build, containers, recovery, rest
-from mlflow_catdog.deployments.docker_client import connected, ensure_image, host_of, untag
+from mlflow_catdog.deployments import build, containers, recovery, replacement, rest
+from mlflow_catdog.deployments.docker_client import connected, host_of
 from mlflow_catdog.deployments.errors import DeploymentMissing, InvalidOption
 from mlflow_catdog.deployments.local import run_local
 from mlflow_catdog.deployments.options import Options, describe
@@ -74,11 +74,12 @@ class CatDogDeploymentClient(BaseDeploymentClient):
         """
         _check(name, endpoint)
         options = Options().updated(config, "create")
+        _check_follow(options, model_uri)
         with _changing() as client, build.fetched(model_uri, flavor) as model, contextlib.ExitStack() as undo:
-            base = _base_image(client, model, options)
+            base = replacement.base_image(client, model, options)
             listener = containers.start_listener(client, name, options, base)
             undo.callback(containers.remove_all, client, name)
-            prediction = _replace(client, name, model, options, base)
+            prediction = replacement.build_and_serve(client, name, model, options, base)
             undo.pop_all()
             return _announced(client, name, listener, prediction)
 
@@ -117,8 +118,8 @@ class CatDogDeploymentClient(BaseDeploymentClient):
             uri = model_uri or labels.get(containers.MODEL_URI)
             if not uri:
                 raise InvalidOption(f"deployment {name!r} has no model yet: give one with -m")
-            with build.fetched(uri, flavor) as model:
-                prediction = _replace(client, name, model, options, _base_image(client, model, options))
+            _check_follow(options, uri)
+            prediction = replacement.update(client, name, uri, options, flavor)
             return _announced(client, name, listener, prediction)
 
     def delete_deployment(self, name: str, config: Mapping[str, Any] | None = None, endpoint: str | None = None) -> None:
@@ -214,6 +215,14 @@ def _check(name: str, endpoint: str | None) -> None:
         raise InvalidOption(f"invalid deployment name {name!r}: use up to 63 letters, digits, - and _")
 
 
+def _check_follow(options: Options, uri: str) -> None:
+    if options.follow and not build.alias_of(uri):
+        raise InvalidOption(
+            f"follow=true needs a model named by an alias, such as models:/CatDogClassifier@production, but got {uri!r}: "
+            "give such a model with -m, or -C follow=false"
+        )
+
+
 @contextlib.contextmanager
 def _changing() -> Iterator[DockerClient]:
     with sigterm_as_interrupt(), connected() as client:
@@ -224,31 +233,6 @@ def _listener(client: DockerClient, name: str) -> Container:
     if listener := containers.find(client, containers.listener_name(name)):
         return listener
     raise DeploymentMissing(f"there is no deployment {name!r}: `mlflow deployments list -t catdog` shows all")
-
-
-def _base_image(client: DockerClient, model: build.FetchedModel, options: Options) -> str:
-    base = options.base_image or f"python:{model.python_version()}-slim"
-    ensure_image(client, base)
-    return base
-
-
-def _replace(client: DockerClient, name: str, model: build.FetchedModel, options: Options, base: str) -> Any:
-    """Build, start and test a model; only once it has passed does it replace the previous one."""
-    labels = {containers.MODEL_URI: model.uri, containers.MODEL: model.version}
-    tag = containers.candidate_tag(name)
-    with contextlib.ExitStack() as undo:
-        undo.callback(untag, client, tag)
-        image = build.build(client, model, base, tag, {containers.DEPLOYMENT: name})
-        log(f"starting {model.version}")
-        candidate = containers.start_candidate(client, name, image, options, labels)
-        undo.callback(containers.remove, candidate, timeout_s=5)  # it may still be loading
-        prediction = containers.await_prediction(candidate, options.ready_timeout_s)
-        undo.pop_all()
-    recovery.commit(client, name, candidate)
-    client.images.get(image).tag(containers.image_tag(name))
-    untag(client, tag)
-    containers.remove_untagged_images(client, name)
-    return prediction
 
 
 def _announced(client: DockerClient, name: str, listener: Container, prediction: Any) -> dict[str, Any]:

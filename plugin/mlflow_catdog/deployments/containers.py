@@ -17,7 +17,7 @@ import requests
 from docker.errors import APIError, NotFound
 
 from mlflow_catdog.deployments.docker_client import untag
-from mlflow_catdog.deployments.errors import DeploymentError, DeploymentExists
+from mlflow_catdog.deployments.errors import DeploymentExists, ModelFailed
 from mlflow_catdog.deployments.options import Options
 from mlflow_catdog.runtime import PORT
 from mlflow_catdog.runtime.healthcheck import SMOKE_TEST_FAILED
@@ -61,6 +61,11 @@ def candidate_name(name: str) -> str:
 def image_tag(name: str) -> str:
     """Tag of the image that serves."""
     return f"{_REPOSITORY}:{name}"
+
+
+def previous_tag(name: str) -> str:
+    """Tag of the image that served before."""
+    return f"{_REPOSITORY}:{name}.previous"
 
 
 def candidate_tag(name: str) -> str:
@@ -170,7 +175,7 @@ def await_prediction(candidate: Container, timeout_s: int) -> Any:
         The prediction.
 
     Raises:
-        DeploymentError: It exited, took too long, or failed the test; the message ends with its last log lines.
+        ModelFailed: It exited, took too long, or failed the test; the message ends with its last log lines.
     """
     started = time.monotonic()
     with contextlib.suppress(APIError):  # it exited before the test could run
@@ -179,10 +184,10 @@ def await_prediction(candidate: Container, timeout_s: int) -> Any:
         if run.exit_code == 0:
             return json.loads(output)
         if run.exit_code == SMOKE_TEST_FAILED:
-            raise DeploymentError(f"{errors.strip()}\n{_log_end(candidate)}")
+            raise ModelFailed(f"{errors.strip()}\n{_log_end(candidate)}")
     if time.monotonic() - started >= timeout_s:
-        raise DeploymentError(f"the model did not pass its smoke test within {timeout_s} s\n{_log_end(candidate)}")
-    raise DeploymentError(f"the model does not start: {_exit_reason(candidate)}\n{_log_end(candidate)}")
+        raise ModelFailed(f"the model did not pass its smoke test within {timeout_s} s\n{_log_end(candidate)}")
+    raise ModelFailed(f"the model does not start: {_exit_reason(candidate)}\n{_log_end(candidate)}")
 
 
 def remove(container: Container, timeout_s: int = 30) -> None:
@@ -212,8 +217,8 @@ def remove_all(client: DockerClient, name: str) -> None:
         if found := find(client, container):
             remove(found)
     remove_volume(client, name)
-    untag(client, candidate_tag(name))
-    untag(client, image_tag(name))
+    for tag in (candidate_tag(name), image_tag(name), previous_tag(name)):
+        untag(client, tag)
     remove_untagged_images(client, name)
 
 

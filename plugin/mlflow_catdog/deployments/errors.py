@@ -33,6 +33,14 @@ class InvalidOption(DeploymentError, ValueError):  # type: ignore[misc]
     code = ErrorCode.Name(INVALID_PARAMETER_VALUE)
 
 
+class ModelFailed(DeploymentError):
+    """The model cannot be built or started, or answers wrongly: trying again would not help."""
+
+
+class Superseded(DeploymentError):
+    """Another version has been asked for meanwhile."""
+
+
 class DeploymentMissing(DeploymentError):
     """There is no deployment, or no model, of that name."""
 

@@ -53,6 +53,7 @@ class Options:
     insecure: bool = _option(False, "true: other machines may connect without a key")
     cors_origins: str = _option("", "web pages that may call the server, such as https://shop.example; empty: none")
     otlp_endpoint: str = _option("", "where OpenTelemetry traces go, such as http://collector:4318; empty: nowhere")
+    follow: bool = _option(False, "true: `catdog-follow` deploys what the model's alias points to", Scope.CONTAINER)
     memory: str = _option("", "memory limit of the container, such as 1g; empty: none", Scope.CONTAINER)
     cpus: float = _option(0.0, "cores the container may use; 0: all", Scope.CONTAINER)
     network: str = _option("none", "Docker network of the model; requests reach it without one", Scope.CONTAINER)
@@ -219,6 +220,7 @@ _READERS: Mapping[str, Callable[[Any], Any]] = {
     "max_queue": _integer(1, 100_000),
     "api_keys_file": _absolute,
     "insecure": _boolean,
+    "follow": _boolean,
     "memory": _memory,
     "cpus": _number(0),
 }

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pandas as pd
+from docker.errors import APIError
 
 from mlflow_catdog.deployments import containers
 from mlflow_catdog.deployments.errors import DeploymentExists
@@ -23,9 +24,15 @@ def commit(client: DockerClient, name: str, candidate: Container) -> None:
     If this is killed, it can be repeated: the restart policy marks a candidate that passed.
     """
     candidate.update(restart_policy=containers.RESTARTED)
-    if previous := containers.find(client, containers.model_name(name)):
+    previous = containers.find(client, containers.model_name(name))
+    if previous is not None and previous.id != candidate.id:
         containers.remove(previous)
-    candidate.rename(containers.model_name(name))
+    try:
+        candidate.rename(containers.model_name(name))
+    except APIError:
+        candidate.reload()
+        if candidate.name != containers.model_name(name):  # else another command has recovered it at the same moment
+            raise
 
 
 def serving(client: DockerClient, name: str) -> Container | None:

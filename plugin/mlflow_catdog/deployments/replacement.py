@@ -1,0 +1,97 @@
+"""Replaces a deployment's model: image, candidate, smoke test, commit. Until the last, the previous model serves."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from catdog_pyfunc.pipeline.console import log
+from mlflow_catdog.deployments import build, containers, images, recovery
+from mlflow_catdog.deployments.docker_client import ensure_image, untag
+from mlflow_catdog.deployments.errors import Superseded
+from mlflow_catdog.deployments.options import Options
+
+if TYPE_CHECKING:
+    from docker import DockerClient
+
+
+def base_image(client: DockerClient, model: build.FetchedModel, options: Options) -> str:
+    """The image to build on, pulled unless it is there."""
+    base = options.base_image or f"python:{model.python_version()}-slim"
+    ensure_image(client, base)
+    return base
+
+
+def update(
+    client: DockerClient,
+    name: str,
+    uri: str,
+    options: Options,
+    flavor: str | None = None,
+    wanted: Callable[[str], bool] = lambda version: True,
+) -> Any:
+    """Serve a model, from an image that is still there or else from a new one.
+
+    Args:
+        client: Of the Docker daemon.
+        name: The deployment's.
+        uri: Any URI that MLflow reads.
+        options: Of the deployment.
+        flavor: Only "python_function".
+        wanted: Asked at the last moment whether that version is still to be served.
+
+    Returns:
+        The model's response to the smoke test.
+
+    Raises:
+        DeploymentError: The previous model serves on.
+    """
+    version = build.exact_version(uri)
+    if image := images.find(client, name, images.image_key(version, options)):
+        return _serve(client, name, image, uri, version, options, wanted)
+    with build.fetched(uri, flavor, version) as model:
+        return build_and_serve(client, name, model, options, base_image(client, model, options), wanted)
+
+
+def build_and_serve(
+    client: DockerClient,
+    name: str,
+    model: build.FetchedModel,
+    options: Options,
+    base: str,
+    wanted: Callable[[str], bool] = lambda version: True,
+) -> Any:
+    """Build a model's image, and serve it; as `update`."""
+    labels = images.labels(client, name, images.image_key(model.version, options), base)
+    tag = containers.candidate_tag(name)
+    with contextlib.ExitStack() as undo:
+        undo.callback(untag, client, tag)
+        image = build.build(client, model, base, tag, labels)
+        prediction = _serve(client, name, image, model.uri, model.version, options, wanted)
+        undo.pop_all()
+    return prediction
+
+
+def _serve(
+    client: DockerClient,
+    name: str,
+    image: str,
+    uri: str,
+    version: str,
+    options: Options,
+    wanted: Callable[[str], bool],
+) -> Any:
+    previous = recovery.serving(client, name)
+    log(f"{name}: starting {version}")
+    labels = {containers.MODEL_URI: uri, containers.MODEL: version}
+    with contextlib.ExitStack() as undo:
+        candidate = containers.start_candidate(client, name, image, options, labels)
+        undo.callback(containers.remove, candidate, timeout_s=5)  # it may still be loading
+        prediction = containers.await_prediction(candidate, options.ready_timeout_s)
+        if not wanted(version):
+            raise Superseded(f"{uri} is no longer {version}: it was not deployed")
+        undo.pop_all()
+    recovery.commit(client, name, candidate)
+    images.keep(client, name, image, previous.attrs["Image"] if previous else None)
+    return prediction
