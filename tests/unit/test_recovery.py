@@ -6,7 +6,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from docker.errors import NotFound
+from docker.errors import APIError, NotFound
 from mlflow.exceptions import MlflowException
 from mlflow_catdog.deployments import containers, recovery
 from mlflow_catdog.deployments.options import Options
@@ -18,7 +18,7 @@ class FakeContainer:
     """A container that a fake Docker client knows by name."""
 
     def __init__(self, docker: FakeDocker, name: str, policy: str = "no", created: str = NOW) -> None:
-        self.docker, self.name = docker, name
+        self.docker, self.name, self.id = docker, name, f"id of {name}"
         self.labels = {containers.OPTIONS: Options(ready_timeout_s=120).to_json()}
         self.attrs = {"HostConfig": {"RestartPolicy": {"Name": policy}}, "Created": created}
         docker.by_name[name] = self
@@ -83,6 +83,20 @@ def test_a_candidate_whose_time_is_over_is_removed(docker: Any):
     FakeContainer(docker, "catdog-live.new", created="2026-01-01T12:07:00Z")
     recovery.recover(docker, "live")
     assert docker.by_name == {"catdog-live": previous}
+
+
+def test_a_candidate_that_another_command_commits_at_the_same_moment_stays(docker: Any):
+    candidate = FakeContainer(docker, "catdog-live.new", policy="unless-stopped")
+    found = SimpleNamespace(
+        id=candidate.id, name="catdog-live", update=candidate.update, rename=refused, reload=lambda: None
+    )
+    candidate.rename("catdog-live")  # the other command's, between this one's look for it and its commit
+    recovery.commit(docker, "live", found)  # type: ignore[arg-type]
+    assert docker.by_name == {"catdog-live": candidate}
+
+
+def refused(name: str) -> None:
+    raise APIError(f"the name {name} is taken")
 
 
 def test_a_committed_candidate_is_restarted_by_docker(docker: Any):

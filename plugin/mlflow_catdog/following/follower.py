@@ -1,6 +1,6 @@
 """The loop: it looks where each alias points, and replaces models until every deployment serves that version.
 
-It remembers nothing that it needs: what serves is in Docker, what should serve is the alias, what failed is in the audit log.
+It remembers nothing that it needs: Docker has what serves, the alias is what should serve, the audit log has what failed.
 So it may be killed, or run twice, at any point.
 """
 
