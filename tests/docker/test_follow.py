@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import re
 import signal
 import subprocess
@@ -59,6 +58,9 @@ class Registry:
             entries = reconcile.history(FOLLOWED)
         return [(entry.action, entry.previous, entry.version) for entry in entries if entry.deployment in ("", deployment)]
 
+    def last_deployed(self, deployment: str) -> str:
+        return next((version for action, _, version in reversed(self.outcomes(deployment)) if action == "deployed"), "")
+
     def await_outcome(self, deployment: str, outcome: tuple[str, str | None, str]) -> None:
         """Wait until the audit log's last entry is that one: action, previous version, version."""
         await_condition(lambda: self.outcomes(deployment)[-1] == outcome)
@@ -84,6 +86,7 @@ def registry(project: Project, requirements: list[str], tmp_path_factory: pytest
         **project.environment,
         "MLFLOW_WEBHOOK_ALLOWED_SCHEMES": "http",
         "MLFLOW_WEBHOOK_ALLOW_PRIVATE_IPS": "true",
+        "MLFLOW_WEBHOOK_CACHE_TTL": "1",
         "MLFLOW_WEBHOOK_SECRET_ENCRYPTION_KEY": "VGhpcnR5LXR3byBieXRlcyBvZiBhIHRlc3Qga2V5ISE=",
     }
     command = ["mlflow", "server", "--port", str(port), "--workers", "1", "--backend-store-uri", project.tracking_uri]
@@ -168,6 +171,7 @@ def at_version_1(registry: Registry, deployed: Deployed, tmp_path: Path) -> Depl
     moved = registry.point(1)
     with Follower(registry, tmp_path / "before.log", "--interval", "1"):
         deployed.await_version(1, moved, LEFT_S + BUILD_S)
+        await_condition(lambda: registry.last_deployed(deployed.name) == "1")
     return deployed
 
 

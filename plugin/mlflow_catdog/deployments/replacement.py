@@ -39,7 +39,7 @@ def update(
         uri: Any URI that MLflow reads.
         options: Of the deployment.
         flavor: Only "python_function".
-        wanted: Asked at the last moment whether that version is still to be served.
+        wanted: Asked once the image is built, which may take minutes: whether that version is still to be served.
 
     Returns:
         The model's response to the smoke test.
@@ -49,7 +49,7 @@ def update(
     """
     version = build.exact_version(uri)
     if image := images.find(client, name, images.image_key(version, options)):
-        return _serve(client, name, image, uri, version, options, wanted)
+        return _serve(client, name, image, uri, version, options)
     with build.fetched(uri, flavor, version) as model:
         return build_and_serve(client, name, model, options, base_image(client, model, options), wanted)
 
@@ -68,20 +68,14 @@ def build_and_serve(
     with contextlib.ExitStack() as undo:
         undo.callback(untag, client, tag)
         image = build.build(client, model, base, tag, labels)
-        prediction = _serve(client, name, image, model.uri, model.version, options, wanted)
+        if not wanted(model.version):
+            raise Superseded(f"{model.uri} is no longer {model.version}: it was not deployed")
+        prediction = _serve(client, name, image, model.uri, model.version, options)
         undo.pop_all()
     return prediction
 
 
-def _serve(
-    client: DockerClient,
-    name: str,
-    image: str,
-    uri: str,
-    version: str,
-    options: Options,
-    wanted: Callable[[str], bool],
-) -> Any:
+def _serve(client: DockerClient, name: str, image: str, uri: str, version: str, options: Options) -> Any:
     previous = recovery.serving(client, name)
     log(f"{name}: starting {version}")
     labels = {containers.MODEL_URI: uri, containers.MODEL: version}
@@ -89,8 +83,6 @@ def _serve(
         candidate = containers.start_candidate(client, name, image, options, labels)
         undo.callback(containers.remove, candidate, timeout_s=5)  # it may still be loading
         prediction = containers.await_prediction(candidate, options.ready_timeout_s)
-        if not wanted(version):
-            raise Superseded(f"{uri} is no longer {version}: it was not deployed")
         undo.pop_all()
     recovery.commit(client, name, candidate)
     images.keep(client, name, image, previous.attrs["Image"] if previous else None)

@@ -117,14 +117,11 @@ class Follower:
         self._say(name, f"{uri} is {wanted} now, and {current} serves: replacing it")
         options, _ = Options.from_json(serving.labels[containers.OPTIONS])
         try:
-            replacement.update(client, name, uri, options, wanted=lambda version: self._is_wanted(uri, version))
+            replacement.update(client, name, uri, options, wanted=lambda version: build.exact_version(uri) == version)
         except ModelFailed as failure:
             self._say(name, failure.message)
             outcomes.failed(followed, _number(wanted), _number(current), failure.message)
         return True
-
-    def _is_wanted(self, uri: str, version: str) -> bool:
-        return not self._stopping.is_set() and build.exact_version(uri) == version
 
     def _say(self, name: str, message: str) -> None:
         if self._said.get(name) != message:
