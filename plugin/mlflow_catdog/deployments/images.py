@@ -12,7 +12,6 @@ from docker.errors import ImageNotFound
 from mlflow.exceptions import MlflowException
 
 from mlflow_catdog.deployments import build, containers
-from mlflow_catdog.deployments.docker_client import untag
 from mlflow_catdog.deployments.errors import DeploymentMissing
 from mlflow_catdog.deployments.options import Options
 
@@ -72,5 +71,4 @@ def keep(client: DockerClient, name: str, image: str, previous: str | None) -> N
     if previous not in (None, image):
         client.images.get(str(previous)).tag(containers.previous_tag(name))
     client.images.get(image).tag(containers.image_tag(name))
-    untag(client, containers.candidate_tag(name))
     containers.remove_untagged_images(client, name)

@@ -65,14 +65,13 @@ def build_and_serve(
     """Build a model's image, and serve it; as `update`."""
     labels = images.labels(client, name, images.image_key(model.version, options), base)
     tag = containers.candidate_tag(name)
-    with contextlib.ExitStack() as undo:
-        undo.callback(untag, client, tag)
+    try:
         image = build.build(client, model, base, tag, labels)
         if not wanted(model.version):
             raise Superseded(f"{model.uri} is no longer {model.version}: it was not deployed")
-        prediction = _serve(client, name, image, model.uri, model.version, options)
-        undo.pop_all()
-    return prediction
+        return _serve(client, name, image, model.uri, model.version, options)
+    finally:
+        untag(client, tag)
 
 
 def _serve(client: DockerClient, name: str, image: str, uri: str, version: str, options: Options) -> Any:
