@@ -1,7 +1,7 @@
 """Who is signed in to the tracking server, and what its refusals mean.
 
-MLflow reports a missing sign-in, a missing permission and an untrusted certificate by the exception that also reports a missing
-model. So whoever catches one checks it here before saying what it means.
+MLflow reports a missing sign-in, a missing permission and an untrusted certificate by the exception that also reports a
+missing model. So whoever catches one checks it here before saying what it means.
 """
 
 from __future__ import annotations
