@@ -54,7 +54,7 @@ class Team:
         return self.folder / "catdog-ca.crt"
 
     def ready(self) -> float:
-        return self.stack.await_up(f"http://127.0.0.1:{self.http_port}/health", UP_TIMEOUT_S, self.certificate)
+        return self.stack.await_up(f"http://localhost:{self.http_port}/health", UP_TIMEOUT_S, self.certificate)
 
     def project(self, user: str = "") -> Project:
         """The project as somebody uses it who needs no more than this; without a user, as somebody who isn't signed in."""
@@ -91,20 +91,10 @@ def team(tmp_path_factory: pytest.TempPathFactory, drawn: Path, weights: Path) -
         team = Team(stack, folder, port, http_port, {ADMIN: password})
         print(f"\nup after {team.ready():.1f} s")
         (users,) = (step.text for step in steps(REPOSITORY / "docs" / "team-server.md") if step.language == "python")
-        team.passwords.update(
-            line.split() for line in succeed(team.project(ADMIN).command("python", "-c", users)).splitlines()
-        )
-        train = (
-            "-P",
-            f"data={drawn}",
-            "-P",
-            f"weights={weights}",
-            "-P",
-            "image_size=96",
-            "-P",
-            f"registered_model={CANDIDATES}",
-        )
-        succeed(team.project(TRAINER).run(*train))
+        created = succeed(team.project(ADMIN).command("python", "-c", users))
+        team.passwords.update(line.split() for line in created.splitlines())
+        train = ("-P", f"data={drawn}", "-P", f"weights={weights}", "-P", "image_size=96")
+        succeed(team.project(TRAINER).run(*train, "-P", f"registered_model={CANDIDATES}"))
         copy = f"import mlflow; mlflow.MlflowClient().copy_model_version('models:/{CANDIDATES}/1', '{MODEL}')"
         succeed(team.project(PROMOTER).command("python", "-c", copy))
         promote = ("-e", "promote", "-P", "version=1", "-P", "min_accuracy=0", "-P", "reason=first")
@@ -167,26 +157,17 @@ def test_each_user_may_do_what_the_documentation_says(team: Team, client: Callab
     version = client(READER).get_model_version(MODEL, "1")
     log_run = client(READER).get_experiment_by_name(f"{MODEL} history").tags["catdog.audit_log"]
     files = client(READER).get_model_version_download_uri(MODEL, "1").removeprefix("mlflow-artifacts:/")
-    mlflow, tag = "/api/2.0/mlflow", {"key": "tried", "value": "yes"}
+    mlflow, proxied = "/api/2.0/mlflow", f"/api/2.0/mlflow-artifacts/artifacts/{files}"
+    create, tag = f"{mlflow}/model-versions/create", {"key": "tried", "value": "yes"}
     copied = {"source": f"models:/{CANDIDATES}/1", "run_id": version.run_id}
     alias = {"name": MODEL, "alias": "tried", "version": "1"}
     calls: list[tuple[str, str, str, dict[str, Any]]] = [
         ("read a run", "GET", f"{mlflow}/runs/get", {"params": {"run_id": version.run_id}}),
-        ("download a model's file", "GET", f"/api/2.0/mlflow-artifacts/artifacts/{files}/MLmodel", {}),
+        ("download a model's file", "GET", f"{proxied}/MLmodel", {}),
         ("log to a run in `catdog`", "POST", f"{mlflow}/runs/set-tag", {"json": {**tag, "run_id": version.run_id}}),
-        ("write a model's file in `catdog`", "PUT", f"/api/2.0/mlflow-artifacts/artifacts/{files}/tried", {"data": b"x"}),
-        (
-            "add a version to `CatDogCandidates`",
-            "POST",
-            f"{mlflow}/model-versions/create",
-            {"json": {**copied, "name": CANDIDATES}},
-        ),
-        (
-            "add a version to `CatDogClassifier`",
-            "POST",
-            f"{mlflow}/model-versions/create",
-            {"json": {**copied, "name": MODEL}},
-        ),
+        ("write a model's file in `catdog`", "PUT", f"{proxied}/tried", {"data": b"x"}),
+        ("add a version to `CatDogCandidates`", "POST", create, {"json": {**copied, "name": CANDIDATES}}),
+        ("add a version to `CatDogClassifier`", "POST", create, {"json": {**copied, "name": MODEL}}),
         ("set an alias of `CatDogClassifier`", "POST", f"{mlflow}/registered-models/alias", {"json": alias}),
         ("remove it", "DELETE", f"{mlflow}/registered-models/alias", {"json": {"name": MODEL, "alias": "tried"}}),
         ("write to the audit log", "POST", f"{mlflow}/runs/set-tag", {"json": {**tag, "run_id": log_run}}),
@@ -244,17 +225,13 @@ def test_a_wrong_password_and_an_unknown_authority_are_named(team: Team):
 
 
 def test_http_leads_to_https_where_nobody_gets_in_without_a_name(team: Team):
-    for path, status in (("/health?x=1", 200), ("/", 401), ("/version", 401), ("/static-files/../", 401)):
+    for path, status in (("/health?x=1", 200), ("/", 401), ("/version", 401), ("/api/2.0/mlflow/users/current", 401)):
         redirect = requests.get(f"http://localhost:{team.http_port}{path}", allow_redirects=False, timeout=10)
-        assert (redirect.status_code, redirect.headers["Location"]) == (
-            308,
-            f"{team.address}{path.replace('static-files/../', '')}",
-        )
+        assert (redirect.status_code, redirect.headers["Location"]) == (308, f"{team.address}{path}")
         answer = requests.get(redirect.headers["Location"], verify=str(team.certificate), timeout=10)
         assert answer.status_code == status
-        assert (
-            (SIGN_IN in answer.text) == (answer.headers.get("WWW-Authenticate") == 'Basic realm="mlflow"') == (status == 401)
-        )
+        assert (SIGN_IN in answer.text) == (status == 401)
+        assert ("WWW-Authenticate" in answer.headers) == (status == 401)  # which lets a browser ask
 
 
 def test_only_caddy_is_published_and_all_are_healthy_and_locked_down(team: Team, docker_client: DockerClient):
