@@ -149,7 +149,7 @@ class FakeRegistry:
 
     def get_run(self, run_id: str) -> SimpleNamespace:
         if run_id not in self.runs:
-            raise MlflowException(f"no run {run_id}")
+            raise MlflowException(f"no run {run_id}", RESOURCE_DOES_NOT_EXIST)
         run = self.runs[run_id]
         data = SimpleNamespace(**{**vars(run.data), "params": dict(run.data.params)})
         return SimpleNamespace(info=run.info, data=data, outputs=run.outputs)
