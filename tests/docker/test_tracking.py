@@ -194,24 +194,20 @@ def test_a_trainer_cannot_move_production_and_is_told_why(team: Team):
     assert "Traceback" not in done.stderr
 
 
-COMMANDS = [
-    ("catdog", "history"),
-    ("catdog", "train"),
-    ("catdog", "evaluate", "--model-uri", URI),
-    ("catdog", "promote", "--version", "1"),
-    ("mlflow", "run", ".", "--env-manager", "local", "-e", "history"),
-    ("mlflow", "models", "serve", "-m", URI, "--env-manager", "local"),
-    ("mlflow", "deployments", "create", "-t", "catdog", "--name", "never", "-m", URI),
-]
-
-
-@pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("catdog", "history"),
+        ("mlflow", "run", ".", "--env-manager", "local", "-e", "history"),  # MLflow's own message, and Caddy's text
+        ("mlflow", "models", "serve", "-m", URI, "--env-manager", "local"),
+        ("mlflow", "deployments", "create", "-t", "catdog", "--name", "never", "-m", URI),
+    ],
+    ids=" ".join,
+)
 def test_a_command_without_a_name_says_what_to_set(words: tuple[str, ...], team: Team):
     done = team.project().command(*words)
     assert done.returncode != 0
     assert SIGN_IN in done.stderr.splitlines()[-1]
-    if words[:2] != ("mlflow", "run"):
-        assert f"sign in to {team.address}" in done.stderr or words[1] == "models"
 
 
 def test_a_wrong_password_and_an_unknown_authority_are_named(team: Team):
@@ -269,17 +265,17 @@ def test_the_ui_is_there_for_who_signs_in(team: Team, tmp_path: Path):
     screenshots = Path(os.environ.get("CATDOG_SCREENSHOTS", tmp_path))
     with sync_playwright() as driver:
         browser = driver.chromium.launch(executable_path=binary, args=["--no-sandbox", "--disable-gpu"])
-        anonymous = browser.new_page(ignore_https_errors=True)
-        response = anonymous.goto(f"{team.address}/")
+        stranger = browser.new_page(ignore_https_errors=True, http_credentials={"username": READER, "password": "a guess"})
+        response = stranger.goto(f"{team.address}/")
         assert response is not None
         assert response.status == 401
-        expect(anonymous.get_by_text(SIGN_IN)).to_be_visible()
-        anonymous.screenshot(path=screenshots / "team-sign-in.png")
+        expect(stranger.get_by_text(SIGN_IN)).to_be_visible()
         credentials: Any = {"username": READER, "password": team.passwords[READER]}
         page: Page = browser.new_page(ignore_https_errors=True, http_credentials=credentials)
         page.set_default_timeout(60_000)
         page.goto(f"{team.address}/#/models/{MODEL}")
         expect(page.get_by_text(f"by {PROMOTER}").first).to_be_visible(timeout=60_000)
+        expect(page.get_by_text(READER, exact=True).last).to_be_visible()
         page.screenshot(path=screenshots / "team-model.png")
         page.goto(f"{team.address}/#/experiments")
         expect(page.get_by_role("link", name="promotions", exact=True)).to_be_visible(timeout=60_000)
