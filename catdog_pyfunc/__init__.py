@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from catdog_pyfunc.bundle import Bundle, Description
 from catdog_pyfunc.classifier import Classifier, Prediction
 from catdog_pyfunc.errors import (
+    AccessDenied,
     CatDogError,
     EnginesDisagree,
     InvalidBundle,
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from catdog_pyfunc.network import Network, build_network
 
 __all__ = [
+    "AccessDenied",
     "Bundle",
     "CatDogError",
     "Classifier",

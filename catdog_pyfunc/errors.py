@@ -8,6 +8,7 @@ CatDogError
 ├── InvalidWeights (ValueError)       pretrained weights are not available, or belong to another network
 ├── EnginesDisagree                   PyTorch and ONNX Runtime differ: nothing was saved
 ├── TrackingError                     the tracking store cannot be reached or written
+├── AccessDenied                      the tracking server wants a sign-in, a permission, or a certificate that is trusted
 ├── RegistryError                     a run, a model or a version does not exist
 ├── JobFailed                         an output or the cache cannot be written, or a cluster gave up
 ├── ModelFailed                       a model cannot be loaded, raises, hangs, or returns unusable predictions
@@ -54,6 +55,10 @@ class EnginesDisagree(CatDogError):
 
 class TrackingError(CatDogError):
     """The tracking store cannot be reached or written."""
+
+
+class AccessDenied(CatDogError):
+    """The tracking server wants a sign-in, a permission, or a certificate that is trusted; the message says what to set."""
 
 
 class RegistryError(CatDogError):

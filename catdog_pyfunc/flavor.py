@@ -19,8 +19,8 @@ from mlflow.models import Model
 from mlflow.models.model import ModelInfo
 from packaging.requirements import Requirement
 
+from catdog_pyfunc import access, export, internals
 from catdog_pyfunc import bundle as bundles
-from catdog_pyfunc import export, internals
 from catdog_pyfunc.bundle import Bundle, Description
 from catdog_pyfunc.classifier import Classifier
 from catdog_pyfunc.errors import InvalidBundle, RegistryError, first_line
@@ -235,8 +235,11 @@ def exact_uri(model_uri: str) -> str:
 @contextlib.contextmanager
 def _loading(model_uri: str) -> Iterator[None]:
     try:
+        if model_uri.startswith(("models:", "runs:")):
+            access.signed_in_user()  # fails at once where MLflow would try for minutes
         yield
     except (MlflowException, OSError) as error:
+        access.check(error)
         raise RegistryError(
             f"cannot load model {model_uri} from {mlflow.get_tracking_uri()} ({first_line(error)}): "
             "give models:/<name>@<alias>, models:/<name>/<version>, runs:/<run id>/model or a folder"

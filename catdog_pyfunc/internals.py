@@ -20,6 +20,7 @@ SERVING_MODEL_CONFIG = "SERVING_MODEL_CONFIG"  # JSON, passed to the model as `m
 # Tags that MLflow's UI interprets.
 NOTE_TAG = "mlflow.note.content"
 RUN_NAME_TAG = "mlflow.runName"
+USER_TAG = "mlflow.user"
 PARENT_RUN_TAG = "mlflow.parentRunId"
 DATASET_CONTEXT_TAG = "mlflow.data.context"
 SHARED_VIEW_TAG = "mlflow.sharedViewState.{name}"  # written by "Share view"
@@ -47,6 +48,30 @@ def registered_version(client: MlflowClient, model_uri: str) -> tuple[str, str]:
 
     name, version = get_model_name_and_version(client, model_uri)  # type: ignore[no-untyped-call]
     return str(name), str(version)
+
+
+def user_name() -> str | None:
+    """The name that MLflow sends to the tracking server: from the environment or `~/.mlflow/credentials`."""
+    from mlflow.utils.credentials import read_mlflow_creds
+
+    name: str | None = read_mlflow_creds().username
+    return name
+
+
+def current_user(tracking_uri: str, max_retries: int | None = None) -> str | None:
+    """The name of the user whom a tracking server with MLflow's `basic-auth` has let in; None from any other server."""
+    from mlflow.utils.credentials import get_default_host_creds
+    from mlflow.utils.rest_utils import http_request, verify_rest_response
+
+    endpoint = "/api/2.0/mlflow/users/current"
+    credentials = get_default_host_creds(tracking_uri)  # type: ignore[no-untyped-call]
+    response = http_request(credentials, endpoint, "GET", max_retries=max_retries)  # type: ignore[no-untyped-call]
+    if response.status_code == 401:
+        verify_rest_response(response, endpoint)
+    try:
+        return str(response.json()["user"]["username"])
+    except (ValueError, KeyError, TypeError):
+        return None
 
 
 def local_model(model_uri: str) -> Path | None:

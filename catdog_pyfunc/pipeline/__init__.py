@@ -14,6 +14,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from catdog_pyfunc.errors import (
+    AccessDenied,
     CatDogError,
     EnginesDisagree,
     InvalidData,
@@ -54,6 +55,7 @@ if TYPE_CHECKING:
     from catdog_pyfunc.pipeline.training.train import TrainingResult, train
 
 __all__ = [
+    "AccessDenied",
     "AuditConfig",
     "AuditResult",
     "CatDogError",

@@ -1,7 +1,7 @@
 """Fixtures on a real Docker daemon, on which these tests leave nothing.
 
 CATDOG_DOCKER=1 enables them; they also need `docker compose`. The images that all others are built on (python:X.Y.Z-slim,
-postgres:N, haproxy:N) are pulled unless they are there, and stay.
+postgres:N, haproxy:N, caddy:N) are pulled unless they are there, and stay.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def inventory(client: DockerClient) -> set[str]:
     images = [
         image
         for image in client.images.list()
-        if not any(tag.startswith(("python:", "postgres:", "haproxy:")) for tag in image.tags)
+        if not any(tag.startswith(("python:", "postgres:", "haproxy:", "caddy:")) for tag in image.tags)
     ]
     return {
         f"{type(thing).__name__} {thing.id} {getattr(thing, 'tags', '') or thing.attrs.get('Name', '')}"
@@ -90,12 +90,12 @@ class Stack:
     def address(self, service: str, port: int) -> str:
         return f"http://127.0.0.1:{self.services.port_for(service, port)}"
 
-    def await_up(self, url: str, timeout_s: float) -> float:
+    def await_up(self, url: str, timeout_s: float, certificate: Path | None = None) -> float:
         """Wait for a 200, or fail with the last log lines; seconds it took."""
         started = time.monotonic()
         while time.monotonic() - started < timeout_s:
             with contextlib.suppress(requests.RequestException):
-                if requests.get(url, timeout=5).ok:
+                if requests.get(url, timeout=5, verify=str(certificate) if certificate else True).ok:
                     return time.monotonic() - started
             time.sleep(0.5)  # nginx logs two lines for each refused request: the tail must reach past them
         raise TimeoutError(

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST
 
 MAX_DESCRIPTION = 5000
 
@@ -53,7 +54,7 @@ class FakeRegistry:
 
     def _check(self, name: str) -> None:
         if name != self.name:
-            raise MlflowException(f"no model {name}")
+            raise MlflowException(f"no model {name}", RESOURCE_DOES_NOT_EXIST)
 
     def get_registered_model(self, name: str) -> SimpleNamespace:
         self._check(name)
@@ -64,7 +65,7 @@ class FakeRegistry:
     def get_model_version(self, name: str, version: str) -> SimpleNamespace:
         self._check(name)
         if str(version) not in self.versions:
-            raise MlflowException(f"no version {version}")
+            raise MlflowException(f"no version {version}", RESOURCE_DOES_NOT_EXIST)
         found = self.versions[str(version)]
         return SimpleNamespace(**{**vars(found), "tags": dict(found.tags)})
 
@@ -148,7 +149,7 @@ class FakeRegistry:
 
     def get_run(self, run_id: str) -> SimpleNamespace:
         if run_id not in self.runs:
-            raise MlflowException(f"no run {run_id}")
+            raise MlflowException(f"no run {run_id}", RESOURCE_DOES_NOT_EXIST)
         run = self.runs[run_id]
         data = SimpleNamespace(**{**vars(run.data), "params": dict(run.data.params)})
         return SimpleNamespace(info=run.info, data=data, outputs=run.outputs)

@@ -53,6 +53,7 @@ def test_the_scoring_server_sets_these_variables_in_its_own_process(tmp_path: Pa
         ("RUN_NAME_TAG", "MLFLOW_RUN_NAME"),
         ("PARENT_RUN_TAG", "MLFLOW_PARENT_RUN_ID"),
         ("DATASET_CONTEXT_TAG", "MLFLOW_DATASET_CONTEXT"),
+        ("USER_TAG", "MLFLOW_USER"),
     ],
 )
 def test_tags_have_mlflows_names(ours: str, theirs: str):

@@ -51,7 +51,7 @@ class _LazyGroup(click.Group):
             formatter.write_dl(list(COMMANDS.items()))
 
     def invoke(self, ctx: click.Context) -> Any:
-        with _errors_as_messages():
+        with _errors_as_messages(), _refusals_as_errors():
             return super().invoke(ctx)
 
 
@@ -66,6 +66,19 @@ def catdog(ctx: click.Context) -> None:
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")  # one bar per small file otherwise
     if "MLFLOW_RUN_ID" in os.environ:  # MLflow unsets it when the run starts
         ctx.obj = MLFLOW_RUN
+
+
+@contextlib.contextmanager
+def _refusals_as_errors() -> Iterator[None]:
+    """Say what it means where the tracking server refuses."""
+    try:
+        yield
+    except Exception as error:
+        if type(error).__module__.split(".")[0] in ("mlflow", "requests"):
+            from catdog_pyfunc import access
+
+            access.check(error)
+        raise
 
 
 @contextlib.contextmanager

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from mlflow.exceptions import MlflowException
 
+from catdog_pyfunc import access
 from catdog_pyfunc.classifier import Prediction
 from catdog_pyfunc.errors import RegistryError, first_line
 
@@ -61,6 +62,7 @@ def read_reference(model_uri: str) -> pa.Table:
         try:
             return pq.read_table(mlflow.artifacts.download_artifacts(f"{model_uri}/{FILE_NAME}", dst_path=scratch))
         except (MlflowException, OSError) as error:
+            access.check(error)
             raise RegistryError(
                 f"{model_uri} has no {FILE_NAME} ({first_line(error)}): give a version that `catdog train` registered"
             ) from None

@@ -21,7 +21,7 @@ from datetime import datetime, timezone
 import mlflow
 from mlflow.exceptions import MlflowException
 
-from catdog_pyfunc import internals
+from catdog_pyfunc import access, internals
 from catdog_pyfunc.errors import InvalidSetting, RegistryError, TrackingError
 from catdog_pyfunc.pipeline.registry.versions import author
 
@@ -58,7 +58,7 @@ class Entry:
         run_id: The MLflow run that has the whole evidence.
         deployment: The deployment that follows the alias; "" for all other entries.
         at: UTC, ISO 8601.
-        author: Login name.
+        author: Name on the tracking server; login name where nobody signs in.
         id: Distinguishes entries that are otherwise equal, so that no writer takes another's entry for its own.
     """
 
@@ -131,6 +131,7 @@ class AuditLog:
         try:
             self._client.log_param(self._run_id, f"{position + 1:04}", text)
         except MlflowException as failure:
+            access.check(failure)
             entries, _ = self.read()
             if len(entries) <= position:
                 raise RegistryError(f"the audit log of {self.name!r} cannot be written ({failure.message})") from None
@@ -181,6 +182,7 @@ def _create(client: mlflow.MlflowClient, title: str) -> mlflow.entities.Experime
         client.set_experiment_tag(experiment_id, _RUN_TAG, run.info.run_id)
         client.rename_experiment(experiment_id, title)
     except MlflowException as refused:  # somebody else was faster
+        access.check(refused)
         failure = refused.message
         if experiment_id:
             with contextlib.suppress(MlflowException):

@@ -12,7 +12,8 @@ from mlflow.entities import Run
 from mlflow.entities.model_registry import ModelVersion, RegisteredModel
 from mlflow.exceptions import MlflowException
 
-from catdog_pyfunc.errors import InvalidSetting, RegistryError
+from catdog_pyfunc import access
+from catdog_pyfunc.errors import InvalidSetting, RegistryError, TrackingError, first_line
 
 NAME = "CatDogClassifier"
 PRODUCTION, STAGING, ARCHIVED = "production", "staging", "archived"
@@ -20,6 +21,7 @@ MAX_DESCRIPTION = 5000  # characters, from MLflow's schema: SQLite lets more pas
 _RESERVED = re.compile(r"latest|v\d+", re.IGNORECASE)
 _METRIC_TAGS = ("test/accuracy", "test/log_loss")  # few: each takes a line in the list of versions
 _DESCRIBED_METRICS = ("log_loss", "calibration_error", "accepted")
+_MISSING = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")  # how MLflow's stores say that something does not exist
 _RUN_TAGS = ("data.digest", "author")  # copied from the run to its version
 
 
@@ -48,6 +50,7 @@ def register(run_id: str, name: str = NAME, *, description: str | None = None) -
     try:
         run = client.get_run(run_id)
     except MlflowException as unknown:
+        _check_missing(unknown)
         raise RegistryError(
             f"run {run_id!r} is not in {mlflow.get_tracking_uri()} ({unknown.message}): give the id of a training run"
         ) from None
@@ -93,9 +96,11 @@ def find_model(name: str) -> RegisteredModel:
     Raises:
         RegistryError: There is no such model.
     """
+    access.signed_in_user()  # fails at once where MLflow would try for minutes
     try:
         return mlflow.MlflowClient().get_registered_model(name)
-    except MlflowException:
+    except MlflowException as error:
+        _check_missing(error)
         raise RegistryError(f"there is no model {name!r} in {mlflow.get_tracking_uri()}: train or register first") from None
 
 
@@ -103,7 +108,8 @@ def get_version(name: str, version: str) -> ModelVersion | None:
     """Get a version of a registered model, or None if it does not exist (any more)."""
     try:
         return mlflow.MlflowClient().get_model_version(name, version)
-    except MlflowException:
+    except MlflowException as error:
+        _check_missing(error)
         return None
 
 
@@ -146,11 +152,20 @@ def latest_version(name: str = NAME) -> str:
 
 
 def author() -> str:
-    """Get the login name of whoever runs this, as MLflow does for a run's user."""
+    """Get the name of whoever runs this: as the tracking server knows it or, without a sign-in, the login name."""
+    if user := access.signed_in_user():
+        return user
     try:
         return getpass.getuser()
     except (KeyError, OSError):  # a container's user without a name
         return "unknown"
+
+
+def _check_missing(error: MlflowException) -> None:
+    """Check that an error says that something does not exist."""
+    access.check(error)
+    if error.error_code not in _MISSING:
+        raise TrackingError(f"{mlflow.get_tracking_uri()} cannot be reached, or failed ({first_line(error)})") from None
 
 
 def _truncate(text: str) -> str:

@@ -15,7 +15,7 @@ from mlflow.data.dataset import Dataset as MlflowDataset
 from mlflow.entities import RunStatus
 from mlflow.exceptions import MlflowException
 
-from catdog_pyfunc import internals
+from catdog_pyfunc import access, internals
 from catdog_pyfunc.cpu import available_cores
 from catdog_pyfunc.errors import TrackingError, first_line
 from catdog_pyfunc.pipeline import interrupted
@@ -42,12 +42,13 @@ def run(name: str | None = None) -> Iterator[mlflow.ActiveRun]:
 
     Raises:
         TrackingError: The tracking store cannot be reached or written.
+        AccessDenied: The tracking server wants a sign-in, or a permission.
     """
     under_mlflow_run = "MLFLOW_RUN_ID" in os.environ  # MLflow removes it from the environment when the run starts
     with sigterm_as_interrupt():
         active = _start(name, under_mlflow_run)
         try:
-            with _failing_with_errors():
+            with _failing_with_errors(), access.explained():
                 if name:
                     name_run(name)
                 yield active
@@ -79,10 +80,15 @@ def _failing_with_errors() -> Iterator[None]:
 
 def _start(name: str | None, under_mlflow_run: bool) -> mlflow.ActiveRun:
     try:
+        user = access.signed_in_user()
         if not under_mlflow_run and "MLFLOW_EXPERIMENT_ID" not in os.environ:
             mlflow.set_experiment(os.environ.get("MLFLOW_EXPERIMENT_NAME", EXPERIMENT))
-        return mlflow.start_run(run_name=name, log_system_metrics=False)
+        active = mlflow.start_run(run_name=name, log_system_metrics=False)
+        if user:  # MLflow names the login
+            mlflow.set_tag(internals.USER_TAG, user)
+        return active
     except (MlflowException, OSError) as error:
+        access.check(error)
         raise TrackingError(
             f"cannot use the tracking store {mlflow.get_tracking_uri()} ({first_line(error)}): "
             "check MLFLOW_TRACKING_URI and that you may write there"

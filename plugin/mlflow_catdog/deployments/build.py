@@ -19,7 +19,7 @@ from docker.errors import APIError
 from mlflow.models import Model
 
 from catdog_pyfunc import cpu
-from catdog_pyfunc.errors import RegistryError
+from catdog_pyfunc.errors import AccessDenied, RegistryError
 from catdog_pyfunc.flavor import downloaded_model, exact_uri
 from catdog_pyfunc.pipeline.console import log
 from mlflow_catdog.deployments.errors import DeploymentError, DeploymentMissing, ModelFailed
@@ -113,6 +113,8 @@ def fetched(uri: str, flavor: str | None = None, version: str = "") -> Iterator[
             folder = stack.enter_context(downloaded_model(version))
         except RegistryError as failure:
             raise DeploymentMissing(str(failure)) from None
+        except AccessDenied as refusal:
+            raise DeploymentError(str(refusal)) from None
         if not (folder / "MLmodel").is_file() or _FLAVOR not in Model.load(folder).flavors:
             raise DeploymentError(f"{uri} is not a model with the flavor {_FLAVOR}: choose one that MLflow can serve")
         yield FetchedModel(folder, uri, version)
