@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 from docker.errors import APIError
 from mlflow.models import Model
+from packaging.requirements import InvalidRequirement, Requirement
 
 from catdog_pyfunc import cpu
 from catdog_pyfunc.errors import RegistryError
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
 _RUNTIME = Path(__file__).parents[1] / "runtime"
 _FLAVOR = "python_function"
 _LOG_LINES = 30
+_OTHER_WHEEL = re.compile(r"\s+Expected\s+or ")  # pip names the hash of every wheel of a release: hundreds, for some
+_NO_REQUIREMENT = re.compile(r"|-c constraints\.txt|--(extra-)?index-url\b.*")
 
 
 @dataclass(frozen=True)
@@ -82,7 +85,9 @@ def fetched(uri: str, flavor: str | None = None) -> Iterator[FetchedModel]:
         yield FetchedModel(folder, uri, version)
 
 
-def build(client: DockerClient, model: FetchedModel, base_image: str, tag: str, labels: Mapping[str, str]) -> str:
+def build(
+    client: DockerClient, model: FetchedModel, base_image: str, tag: str, labels: Mapping[str, str], lock_file: str = ""
+) -> str:
     """Build a model's image, for the Docker host's own architecture.
 
     Args:
@@ -91,43 +96,81 @@ def build(client: DockerClient, model: FetchedModel, base_image: str, tag: str, 
         base_image: Has Python and pip, and pip's configuration if packages come from an index of the user's.
         tag: Of the image.
         labels: Of the image.
+        lock_file: Has all that pip may install, with hashes; empty: it installs what the model and the server require.
 
     Returns:
         The image's id.
 
     Raises:
-        DeploymentError: A build step failed, as when a package cannot be installed; the message ends with the build's log.
+        DeploymentError: A build step failed, as when a package cannot be installed; the message quotes the build's log.
     """
     with tempfile.TemporaryDirectory(prefix="catdog-") as scratch:
         context = Path(scratch)
-        write_context(model.folder, context, model.version)
+        write_context(model.folder, context, model.version, lock_file)
         log(f"building the image of {model.version} on {base_image}; about a minute if its packages are not cached")
-        return _build(client, context, base_image, tag, labels)
+        return _build(client, context, base_image, tag, labels, _how_to_lock(model, lock_file) if lock_file else "")
 
 
-def write_context(model: Path, context: Path, uri: str = "") -> None:
+def write_context(model: Path, context: Path, uri: str = "", lock_file: str = "") -> None:
     """Write all that the Dockerfile copies; `python -m runtime.supervisor` runs in this folder as it does in the image.
 
     Args:
         model: The model's folder.
         context: An empty folder.
         uri: `models:/<name>/<number>`, by which the V1 and V2 protocols know the model; any other is called `model`.
+        lock_file: As for `build`.
     """
     hidden = shutil.ignore_patterns("__pycache__", "Dockerfile", "listener.py")
     shutil.copytree(_RUNTIME, context / "runtime", ignore=hidden)
     shutil.copy(cpu.__file__, context / "runtime")
     shutil.copy(_RUNTIME / "Dockerfile", context)
     shutil.copytree(model, context / "model")
-    (context / "requirements").mkdir()
-    (context / "requirements" / "requirements.txt").touch()
+    _write_requirements(model, context / "requirements", lock_file)
     (context / "runtime" / "requirements.txt").rename(context / "requirements" / "runtime.txt")
-    for name in ("requirements.txt", "constraints.txt"):
-        if (model / name).is_file():
-            shutil.copy(model / name, context / "requirements")
     (context / "smoke_request.json").write_text(json.dumps(smoke_request(model)))
     (context / "served.json").write_text(json.dumps({"image_column": image_column(model), **registered_name(uri)}))
     for path in context.rglob("*"):  # the container's user owns none of them
         path.chmod(0o755 if path.is_dir() else 0o644)
+
+
+def _write_requirements(model: Path, folder: Path, lock_file: str) -> None:
+    folder.mkdir()
+    (folder / "requirements.txt").touch()
+    for name in ("requirements.txt", "constraints.txt"):
+        if (model / name).is_file():
+            text = (model / name).read_text()
+            (folder / name).write_text(_without_sources(name, text) if lock_file else text)
+    (folder / "lock.txt").write_text(f"--require-hashes\n{Path(lock_file).read_text()}" if lock_file else "")
+
+
+def _without_sources(name: str, text: str) -> str:
+    """A model's requirements as names and versions: a URL, or a hash of its own, would get past the lock file."""
+    kept = []
+    for line in (re.sub(r"(^|\s)#.*", "", line).strip() for line in text.splitlines()):
+        if _NO_REQUIREMENT.fullmatch(line):
+            kept += [line] if line.startswith("-c") else []
+            continue
+        try:
+            requirement = Requirement(line)
+        except InvalidRequirement:
+            requirement = None
+        if requirement is None or requirement.url:
+            raise DeploymentError(
+                f"the model's {name} has the line {line!r}, which lock_file cannot hold pip to: expected a name and "
+                "versions, such as pillow==12.0.0; log the model without it, or deploy it with an empty lock_file"
+            )
+        kept.append(str(requirement))
+    return "\n".join(kept) + "\n"
+
+
+def _how_to_lock(model: FetchedModel, lock_file: str) -> str:
+    python = ".".join(model.python_version().split(".")[:2])
+    return (
+        f"pip may install nothing but what {lock_file} has, with its hashes. To add what pip names above:\n"
+        f"  mlflow artifacts download -u {model.version}/requirements.txt -d .\n"
+        f"  uv pip compile --universal --python-version {python} --generate-hashes requirements.txt "
+        f"{_RUNTIME / 'requirements.txt'} -o {lock_file}"
+    )
 
 
 def registered_name(uri: str) -> dict[str, str]:
@@ -136,15 +179,20 @@ def registered_name(uri: str) -> dict[str, str]:
     return {"name": found[1], "version": found[2]} if found else {"name": "model", "version": ""}
 
 
-def _build(client: DockerClient, context: Path, base_image: str, tag: str, labels: Mapping[str, str]) -> str:
+def _build(
+    client: DockerClient, context: Path, base_image: str, tag: str, labels: Mapping[str, str], how_to_lock: str
+) -> str:
     output: list[str] = []
     image = ""
     options: dict[str, Any] = {"buildargs": {"BASE": base_image}, "labels": labels, "tag": tag, "rm": True, "forcerm": True}
     try:
         for entry in client.api.build(path=str(context), decode=True, **options):
             if "error" in entry:
-                end = "\n".join("".join(output).splitlines()[-_LOG_LINES:])
-                raise DeploymentError(f"cannot build the image on {base_image}: {entry['error'].strip()}\n{end}")
+                lines = [line for line in "".join(output).splitlines() if not _OTHER_WHEEL.match(line)][-_LOG_LINES:]
+                lines += [how_to_lock] if "pip install" in entry["error"] else []
+                raise DeploymentError(
+                    "\n".join([f"cannot build the image on {base_image}: {entry['error'].strip()}", *lines])
+                )
             output.append(entry.get("stream", ""))
             image = str(entry["aux"]["ID"]) if "aux" in entry else image
     except BaseException:

@@ -238,7 +238,7 @@ def _replace(client: DockerClient, name: str, model: build.FetchedModel, options
     tag = containers.candidate_tag(name)
     with contextlib.ExitStack() as undo:
         undo.callback(untag, client, tag)
-        image = build.build(client, model, base, tag, {containers.DEPLOYMENT: name})
+        image = build.build(client, model, base, tag, {containers.DEPLOYMENT: name}, options.lock_file)
         log(f"starting {model.version}")
         candidate = containers.start_candidate(client, name, image, options, labels)
         undo.callback(containers.remove, candidate, timeout_s=5)  # it may still be loading
