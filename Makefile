@@ -7,7 +7,7 @@ PEERS := .venv-peers/.installed
 ENGINES := .venv-engines/.installed
 # Compiled, as pip would: where PYTHONDONTWRITEBYTECODE is set, each process compiles what it imports, for ten seconds and more.
 UV := $(VENV)/bin/uv pip install --quiet --compile-bytecode --python
-LOCK := $(VENV)/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --custom-compile-command 'make lock' -c constraints.txt
+LOCK := $(VENV)/bin/uv pip compile --quiet --universal --python-version 3.11 --only-binary :all: --generate-hashes --custom-compile-command 'make lock' -c constraints.txt
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 export MLFLOW_DISABLE_TELEMETRY ?= true
 TESTS ?= not slow and not docker
@@ -36,7 +36,7 @@ check: $(INSTALLED)  ## check formatting, lint, types and import contracts
 docs: $(INSTALLED)  ## build the documentation into site/; a broken link fails
 	NO_MKDOCS_2_WARNING=1 mkdocs build --strict
 
-lock: $(INSTALLED)  ## compile the lock files of what images ship; ARGS="--upgrade-package urllib3" raises what constraints.txt doesn't name
+lock: $(INSTALLED)  ## compile the lock files of what images install; ARGS=--upgrade raises what constraints.txt doesn't name
 	$(LOCK) deploy/tracking/requirements.in -o deploy/tracking/requirements.txt $(ARGS)
 	$(LOCK) catdog_pyfunc/requirements.txt plugin/mlflow_catdog/runtime/requirements.txt -o deploy/catdog/requirements.txt $(ARGS)
 

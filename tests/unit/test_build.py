@@ -107,7 +107,7 @@ def test_with_a_lock_a_models_requirements_are_names_and_versions_only(lock: str
     (model / "constraints.txt").write_text("anyio<5\n")
     build.write_context(model, tmp_path / "context", lock_file=lock)
     folder = tmp_path / "context" / "requirements"
-    assert (folder / "lock.txt").read_text() == f"--require-hashes\n{Path(lock).read_text()}"
+    assert (folder / "lock.txt").read_text() == f"--require-hashes\n--only-binary :all:\n{Path(lock).read_text()}"
     assert (folder / "requirements.txt").read_text() == (
         '-c constraints.txt\npillow==13.0.0\nuvloop==0.23.0; sys_platform != "win32"\nray[serve]>=2\n'
     )
@@ -159,7 +159,8 @@ def test_where_a_lock_does_not_fit_the_error_names_the_package_and_how_to_update
     assert f"pip may install nothing but what {lock} has" in refused.value.message
     python = ".".join(platform.python_version_tuple()[:2])
     runtime = Path(build.__file__).parents[1] / "runtime" / "requirements.txt"
-    command = f"uv pip compile --universal --python-version {python} --generate-hashes requirements.txt {runtime} -o {lock}"
+    options = f"--universal --python-version {python} --only-binary :all: --generate-hashes"
+    command = f"uv pip compile {options} requirements.txt {runtime} -o {lock}"
     assert refused.value.message.endswith(
         f"\n  mlflow artifacts download -u models:/cats/3/requirements.txt -d .\n  {command}"
     )

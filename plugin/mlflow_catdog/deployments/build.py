@@ -32,6 +32,7 @@ _RUNTIME = Path(__file__).parents[1] / "runtime"
 _FLAVOR = "python_function"
 _LOG_LINES = 30
 _OTHER_WHEEL = re.compile(r"\s+Expected\s+or ")  # pip names the hash of every wheel of a release: hundreds, for some
+_HELD_TO_LOCK = "--require-hashes\n--only-binary :all:\n"  # what an sdist is built with has no hashes
 _NO_REQUIREMENT = re.compile(r"|-c constraints\.txt|--(extra-)?index-url\b.*")
 
 
@@ -140,7 +141,7 @@ def _write_requirements(model: Path, folder: Path, lock_file: str) -> None:
         if (model / name).is_file():
             text = (model / name).read_text()
             (folder / name).write_text(_without_sources(name, text) if lock_file else text)
-    (folder / "lock.txt").write_text(f"--require-hashes\n{Path(lock_file).read_text()}" if lock_file else "")
+    (folder / "lock.txt").write_text(f"{_HELD_TO_LOCK}{Path(lock_file).read_text()}" if lock_file else "")
 
 
 def _without_sources(name: str, text: str) -> str:
@@ -168,8 +169,8 @@ def _how_to_lock(model: FetchedModel, lock_file: str) -> str:
     return (
         f"pip may install nothing but what {lock_file} has, with its hashes. To add what pip names above:\n"
         f"  mlflow artifacts download -u {model.version}/requirements.txt -d .\n"
-        f"  uv pip compile --universal --python-version {python} --generate-hashes requirements.txt "
-        f"{_RUNTIME / 'requirements.txt'} -o {lock_file}"
+        f"  uv pip compile --universal --python-version {python} --only-binary :all: --generate-hashes "
+        f"requirements.txt {_RUNTIME / 'requirements.txt'} -o {lock_file}"
     )
 
 
