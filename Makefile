@@ -7,11 +7,12 @@ PEERS := .venv-peers/.installed
 ENGINES := .venv-engines/.installed
 # Compiled, as pip would: where PYTHONDONTWRITEBYTECODE is set, each process compiles what it imports, for ten seconds and more.
 UV := $(VENV)/bin/uv pip install --quiet --compile-bytecode --python
+LOCK := $(VENV)/bin/uv pip compile --quiet --universal --python-version 3.11 --only-binary :all: --generate-hashes --custom-compile-command 'make lock' -c constraints.txt
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 export MLFLOW_DISABLE_TELEMETRY ?= true
 TESTS ?= not slow and not docker
 
-.PHONY: help demo test engines check docs mutants bench bench-scale clean
+.PHONY: help demo test engines check docs lock mutants bench bench-scale clean
 .DEFAULT_GOAL := help
 
 help:  ## show this list
@@ -34,6 +35,10 @@ check: $(INSTALLED)  ## check formatting, lint, types and import contracts
 
 docs: $(INSTALLED)  ## build the documentation into site/; a broken link fails
 	NO_MKDOCS_2_WARNING=1 mkdocs build --strict
+
+lock: $(INSTALLED)  ## compile the lock files of what images install; ARGS=--upgrade raises what constraints.txt doesn't name
+	$(LOCK) deploy/tracking/requirements.in -o deploy/tracking/requirements.txt $(ARGS)
+	$(LOCK) catdog_pyfunc/requirements.txt plugin/mlflow_catdog/runtime/requirements.txt -o deploy/catdog/requirements.txt $(ARGS)
 
 mutants: $(INSTALLED)  ## list small changes to the code that no quick test notices; ARGS="catdog_pyfunc.classifier*"
 	mutmut run $(ARGS)

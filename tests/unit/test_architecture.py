@@ -18,11 +18,32 @@ else:
 REPOSITORY = Path(__file__).parent.parent.parent
 
 
-def test_the_tracking_image_has_the_versions_that_were_tested():
-    pins = (REPOSITORY / "constraints.txt").read_text().splitlines()
-    named_there = re.findall(r"[\w-]+==[\w.]+", (REPOSITORY / "deploy" / "tracking" / "Dockerfile").read_text())
-    assert {pin.split("==")[0] for pin in named_there} == {"flask-wtf", "mlflow", "psycopg2-binary"}
-    assert set(named_there) <= set(pins)
+LOCKS = {  # what `make lock` compiles, of what
+    "deploy/tracking/requirements.txt": ["deploy/tracking/requirements.in"],
+    "deploy/catdog/requirements.txt": ["catdog_pyfunc/requirements.txt", "plugin/mlflow_catdog/runtime/requirements.txt"],
+}
+
+
+def pins() -> dict[str, str]:
+    """Package → the version that was tested."""
+    return dict(re.findall(r"^([\w-]+)==(\S+)", (REPOSITORY / "constraints.txt").read_text(), re.MULTILINE))
+
+
+@pytest.mark.parametrize("name", LOCKS)
+def test_a_lock_has_what_its_image_requires_in_the_versions_that_were_tested(name: str):
+    requirement = pytest.importorskip("packaging.requirements").Requirement
+    text = (REPOSITORY / name).read_text()
+    entry = r"^([\w.-]+)==([\w.]+)(?: ;.*)? \\\n(?: +--hash=sha256:[0-9a-f]{64} \\\n)* +--hash=sha256:[0-9a-f]{64}$"
+    locked = re.findall(entry, text, re.MULTILINE)
+    assert len(locked) == len(re.findall(r"^[^ #]", text, re.MULTILINE)), "an entry without hashes"
+    outdated = {package for package, version in locked if pins().get(package, version) != version}
+    for line in [line for file in LOCKS[name] for line in (REPOSITORY / file).read_text().splitlines()]:
+        if line and not line.startswith("#"):
+            wanted = requirement(line)
+            versions = [version for package, version in locked if package == wanted.name]
+            if wanted.name not in pins() or not versions or not all(version in wanted.specifier for version in versions):
+                outdated.add(line)
+    assert not outdated, "give them a version in constraints.txt, and run `make lock`"
 
 
 def published() -> list[str]:
@@ -64,10 +85,9 @@ def test_the_server_requires_the_same_packages_in_an_image_and_with_the_plugin()
 
 def test_every_constraint_is_in_the_published_range():
     requirement = pytest.importorskip("packaging.requirements").Requirement
-    pins = dict(re.findall(r"^([\w-]+)==(\S+)", (REPOSITORY / "constraints.txt").read_text(), re.MULTILINE))
     for text in named(published()):
         wanted = requirement(text)
-        assert pins[wanted.name] in wanted.specifier, text
+        assert pins()[wanted.name] in wanted.specifier, text
 
 
 def test_no_file_names_a_registry_or_a_path_of_one_machine():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import platform
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -81,7 +82,93 @@ def test_the_build_installs_what_the_model_pins_and_what_the_server_needs(model:
     runtime = Path(build.__file__).parents[1] / "runtime" / "requirements.txt"
     assert (tmp_path / "requirements" / "runtime.txt").read_text() == runtime.read_text()
     (installs,) = re.findall(r"pip install(?:\\\n|.)+", (tmp_path / "Dockerfile").read_text())
-    assert re.findall(r"-r (\S+)", installs.split("&&")[0]) == ["requirements/requirements.txt", "requirements/runtime.txt"]
+    assert re.findall(r"-r (\S+)", installs.split("&&")[0]) == [
+        "requirements/lock.txt",
+        "requirements/requirements.txt",
+        "requirements/runtime.txt",
+    ]
+    assert (tmp_path / "requirements" / "lock.txt").read_text() == ""
+
+
+@pytest.fixture
+def lock(tmp_path: Path) -> str:
+    (tmp_path / "catdog.lock").write_text(f"pillow==13.0.0 --hash=sha256:{'0' * 64}\n")
+    return str(tmp_path / "catdog.lock")
+
+
+def test_with_a_lock_a_models_requirements_are_names_and_versions_only(lock: str, tmp_path: Path):
+    model = tmp_path / "model"
+    model.mkdir()
+    (model / "MLmodel").write_text("flavors: {}")
+    (model / "requirements.txt").write_text(
+        "--extra-index-url https://packages.example/simple\n-c constraints.txt\n\n"
+        "pillow==13.0.0  # decodes\nuvloop==0.23.0; sys_platform != 'win32'\nray[serve]>=2\n"
+    )
+    (model / "constraints.txt").write_text("anyio<5\n")
+    build.write_context(model, tmp_path / "context", lock_file=lock)
+    folder = tmp_path / "context" / "requirements"
+    assert (folder / "lock.txt").read_text() == f"--require-hashes\n--only-binary :all:\n{Path(lock).read_text()}"
+    assert (folder / "requirements.txt").read_text() == (
+        '-c constraints.txt\npillow==13.0.0\nuvloop==0.23.0; sys_platform != "win32"\nray[serve]>=2\n'
+    )
+    assert (folder / "constraints.txt").read_text() == "anyio<5\n"
+
+
+@pytest.mark.parametrize("file", ["requirements.txt", "constraints.txt"])
+@pytest.mark.parametrize(
+    "line",
+    [
+        f"evil==1 --hash=sha256:{'1' * 64}",
+        "evil @ https://packages.example/evil-1.tar.gz",
+        f"evil @ https://packages.example/evil-1.tar.gz#sha256={'1' * 64}",
+        "git+https://packages.example/evil",
+        "./evil",
+        "-e ./evil",
+        "-r more.txt",
+        "--no-binary :all:",
+        "--find-links https://packages.example",
+        "pillow==13.0.0 \\",
+    ],
+)
+def test_with_a_lock_a_model_cannot_name_another_source(line: str, file: str, lock: str, tmp_path: Path):
+    model = tmp_path / "model"
+    model.mkdir()
+    (model / "MLmodel").write_text("flavors: {}")
+    (model / file).write_text(f"{line}\n")
+    with pytest.raises(MlflowException) as refused:
+        build.write_context(model, tmp_path / "context", lock_file=lock)
+    assert f"the model's {file} has the line {line!r}, which lock_file cannot hold pip to" in refused.value.message
+
+
+def test_where_a_lock_does_not_fit_the_error_names_the_package_and_how_to_update_it(model: Path, lock: str):
+    log = ["ERROR: THESE PACKAGES DO NOT MATCH THE HASHES\n", "  numpy==2.4.6:\n", "    Expected sha256 00\n"]
+    log += ["    Expected     or 11\n"] * 100 + ["       Got        22\n"]
+
+    class Api:
+        def build(self, **options: Any) -> Iterator[dict[str, Any]]:
+            yield from ({"stream": line} for line in log)
+            yield {"error": self.error}
+
+        error = "The command '/bin/sh -c python -m pip install' returned a non-zero code: 1"
+
+    api, fetched = Api(), build.FetchedModel(model, str(model), "models:/cats/3")
+    arguments = (SimpleNamespace(api=api), fetched, "python:3.11-slim", "tag", {})
+    with pytest.raises(MlflowException) as refused:
+        build.build(*arguments, lock)  # type: ignore[arg-type]
+    assert "numpy==2.4.6" in refused.value.message
+    assert f"pip may install nothing but what {lock} has" in refused.value.message
+    python = ".".join(platform.python_version_tuple()[:2])
+    runtime = Path(build.__file__).parents[1] / "runtime" / "requirements.txt"
+    options = f"--universal --python-version {python} --only-binary :all: --generate-hashes"
+    command = f"uv pip compile {options} requirements.txt {runtime} -o {lock}"
+    assert refused.value.message.endswith(
+        f"\n  mlflow artifacts download -u models:/cats/3/requirements.txt -d .\n  {command}"
+    )
+    for error, given in ((api.error, ""), ("The command '/bin/sh -c python -m runtime.internals' returned 1", lock)):
+        api.error = error
+        with pytest.raises(MlflowException) as refused:
+            build.build(*arguments, given)  # type: ignore[arg-type]
+        assert "uv pip compile" not in refused.value.message
 
 
 @pytest.mark.parametrize(

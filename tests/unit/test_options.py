@@ -93,6 +93,17 @@ def test_a_key_files_path_is_absolute_wherever_the_command_was_given(monkeypatch
     assert Options().updated({"api_keys_file": "keys"}, "create").api_keys_file == str(tmp_path / "keys")
 
 
+def test_a_lock_files_path_is_absolute_and_a_missing_one_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    (tmp_path / "catdog.lock").touch()
+    monkeypatch.chdir(tmp_path)
+    options = Options().updated({"lock_file": "catdog.lock"}, "create")
+    assert options.lock_file == str(tmp_path / "catdog.lock")
+    assert options.updated({"lock_file": ""}, "update").lock_file == ""
+    (tmp_path / "catdog.lock").unlink()
+    with pytest.raises(MlflowException, match=f"option lock_file='{tmp_path / 'catdog.lock'}' cannot be used: there is no"):
+        options.updated({}, "update")
+
+
 def test_the_server_is_told_its_options_by_variables_and_its_keys_by_none(tmp_path: Path):
     (tmp_path / "keys").write_text(KEY)
     given = {

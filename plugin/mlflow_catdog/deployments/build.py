@@ -22,6 +22,7 @@ from catdog_pyfunc import cpu
 from catdog_pyfunc.errors import AccessDenied, RegistryError
 from catdog_pyfunc.flavor import downloaded_model, exact_uri
 from catdog_pyfunc.pipeline.console import log
+from mlflow_catdog.deployments import lock
 from mlflow_catdog.deployments.errors import DeploymentError, DeploymentMissing, ModelFailed
 from mlflow_catdog.deployments.smoke_request import image_column, smoke_request
 
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 _RUNTIME = Path(__file__).parents[1] / "runtime"
 _FLAVOR = "python_function"
 _LOG_LINES = 30
+_OTHER_WHEEL = re.compile(r"\s+Expected\s+or ")  # pip names the hash of every wheel of a release: hundreds, for some
 
 
 @dataclass(frozen=True)
@@ -73,10 +75,18 @@ def exact_version(uri: str) -> str:
     Raises:
         DeploymentMissing: There is no such model or alias, or the registry cannot be reached.
     """
-    try:
+    with _registry_errors():
         return exact_uri(uri)
+
+
+@contextlib.contextmanager
+def _registry_errors() -> Iterator[None]:
+    try:
+        yield
     except RegistryError as failure:
         raise DeploymentMissing(str(failure)) from None
+    except AccessDenied as refusal:
+        raise DeploymentError(str(refusal)) from None
 
 
 def server_digest() -> str:
@@ -109,18 +119,16 @@ def fetched(uri: str, flavor: str | None = None, version: str = "") -> Iterator[
         raise DeploymentError(f"flavor {flavor!r} cannot be deployed: omit it, or use {_FLAVOR}")
     with contextlib.ExitStack() as stack:
         version = version or exact_version(uri)
-        try:
+        with _registry_errors():
             folder = stack.enter_context(downloaded_model(version))
-        except RegistryError as failure:
-            raise DeploymentMissing(str(failure)) from None
-        except AccessDenied as refusal:
-            raise DeploymentError(str(refusal)) from None
         if not (folder / "MLmodel").is_file() or _FLAVOR not in Model.load(folder).flavors:
             raise DeploymentError(f"{uri} is not a model with the flavor {_FLAVOR}: choose one that MLflow can serve")
         yield FetchedModel(folder, uri, version)
 
 
-def build(client: DockerClient, model: FetchedModel, base_image: str, tag: str, labels: Mapping[str, str]) -> str:
+def build(
+    client: DockerClient, model: FetchedModel, base_image: str, tag: str, labels: Mapping[str, str], lock_file: str = ""
+) -> str:
     """Build a model's image, for the Docker host's own architecture.
 
     Args:
@@ -129,39 +137,39 @@ def build(client: DockerClient, model: FetchedModel, base_image: str, tag: str, 
         base_image: Has Python and pip, and pip's configuration if packages come from an index of the user's.
         tag: Of the image.
         labels: Of the image.
+        lock_file: Has all that pip may install, with hashes; empty: it installs what the model and the server require.
 
     Returns:
         The image's id.
 
     Raises:
-        ModelFailed: A build step failed, as when a package cannot be installed; the message ends with the build's log.
+        ModelFailed: A build step failed, as when a package cannot be installed; the message quotes the build's log.
     """
     with tempfile.TemporaryDirectory(prefix="catdog-") as scratch:
         context = Path(scratch)
-        write_context(model.folder, context, model.version)
+        write_context(model.folder, context, model.version, lock_file)
         log(f"building the image of {model.version} on {base_image}; about a minute if its packages are not cached")
-        return _build(client, context, base_image, tag, labels)
+        requirements = _RUNTIME / "requirements.txt"
+        hint = lock.how_to_lock(model.version, model.python_version(), requirements, lock_file) if lock_file else ""
+        return _build(client, context, base_image, tag, labels, hint)
 
 
-def write_context(model: Path, context: Path, uri: str = "") -> None:
+def write_context(model: Path, context: Path, uri: str = "", lock_file: str = "") -> None:
     """Write all that the Dockerfile copies; `python -m runtime.supervisor` runs in this folder as it does in the image.
 
     Args:
         model: The model's folder.
         context: An empty folder.
         uri: `models:/<name>/<number>`, by which the V1 and V2 protocols know the model; any other is called `model`.
+        lock_file: As for `build`.
     """
     hidden = shutil.ignore_patterns("__pycache__", "Dockerfile", "listener.py")
     shutil.copytree(_RUNTIME, context / "runtime", ignore=hidden)
     shutil.copy(cpu.__file__, context / "runtime")
     shutil.copy(_RUNTIME / "Dockerfile", context)
     shutil.copytree(model, context / "model")
-    (context / "requirements").mkdir()
-    (context / "requirements" / "requirements.txt").touch()
+    lock.write_requirements(model, context / "requirements", lock_file)
     (context / "runtime" / "requirements.txt").rename(context / "requirements" / "runtime.txt")
-    for name in ("requirements.txt", "constraints.txt"):
-        if (model / name).is_file():
-            shutil.copy(model / name, context / "requirements")
     (context / "smoke_request.json").write_text(json.dumps(smoke_request(model)))
     (context / "served.json").write_text(json.dumps({"image_column": image_column(model), **registered_name(uri)}))
     for path in context.rglob("*"):  # the container's user owns none of them
@@ -174,15 +182,16 @@ def registered_name(uri: str) -> dict[str, str]:
     return {"name": found[1], "version": found[2]} if found else {"name": "model", "version": ""}
 
 
-def _build(client: DockerClient, context: Path, base_image: str, tag: str, labels: Mapping[str, str]) -> str:
+def _build(client: DockerClient, context: Path, base_image: str, tag: str, labels: Mapping[str, str], hint: str) -> str:
     output: list[str] = []
     image = ""
     options: dict[str, Any] = {"buildargs": {"BASE": base_image}, "labels": labels, "tag": tag, "rm": True, "forcerm": True}
     try:
         for entry in client.api.build(path=str(context), decode=True, **options):
             if "error" in entry:
-                end = "\n".join("".join(output).splitlines()[-_LOG_LINES:])
-                raise ModelFailed(f"cannot build the image on {base_image}: {entry['error'].strip()}\n{end}")
+                lines = [line for line in "".join(output).splitlines() if not _OTHER_WHEEL.match(line)][-_LOG_LINES:]
+                lines += [hint] if "pip install" in entry["error"] else []
+                raise ModelFailed("\n".join([f"cannot build the image on {base_image}: {entry['error'].strip()}", *lines]))
             output.append(entry.get("stream", ""))
             image = str(entry["aux"]["ID"]) if "aux" in entry else image
     except BaseException:

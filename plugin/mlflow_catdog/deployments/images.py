@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import mlflow
@@ -39,7 +40,8 @@ def image_key(version: str, options: Options) -> str:
         raise DeploymentMissing(f"cannot find {version} ({failure.message})") from None
     # Another registry may have a version of the same name and number.
     origin = [version, registered.creation_timestamp, registered.source]
-    return hashlib.sha256(json.dumps([*origin, build.server_digest(), options.base_image]).encode()).hexdigest()
+    locked = Path(options.lock_file).read_text() if options.lock_file else ""
+    return hashlib.sha256(json.dumps([*origin, build.server_digest(), options.base_image, locked]).encode()).hexdigest()
 
 
 def labels(client: DockerClient, name: str, key: str, base: str) -> dict[str, str]:

@@ -58,6 +58,7 @@ class Options:
     cpus: float = _option(0.0, "cores the container may use; 0: all", Scope.CONTAINER)
     network: str = _option("none", "Docker network of the model; requests reach it without one", Scope.CONTAINER)
     base_image: str = _option("", "image to build on; empty: python:X.Y.Z-slim of the model's Python", Scope.CONTAINER)
+    lock_file: str = _option("", "file with all that pip may install, with hashes; empty: no limit", Scope.CONTAINER)
 
     def updated(self, given: Mapping[str, Any] | None, verb: str) -> Options:
         """Replace some options.
@@ -85,6 +86,10 @@ class Options:
             values[name] = _read(name, value)
         options = replace(self, **values)
         options._check_access()
+        if options.lock_file and not Path(options.lock_file).is_file():
+            raise InvalidOption(
+                f"option lock_file={options.lock_file!r} cannot be used: there is no such file on this machine"
+            )
         return options
 
     def _check_access(self) -> None:
@@ -221,6 +226,7 @@ _READERS: Mapping[str, Callable[[Any], Any]] = {
     "api_keys_file": _absolute,
     "insecure": _boolean,
     "follow": _boolean,
+    "lock_file": _absolute,
     "memory": _memory,
     "cpus": _number(0),
 }

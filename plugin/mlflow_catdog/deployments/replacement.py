@@ -66,7 +66,7 @@ def build_and_serve(
     labels = images.labels(client, name, images.image_key(model.version, options), base)
     tag = containers.candidate_tag(name)
     try:
-        image = build.build(client, model, base, tag, labels)
+        image = build.build(client, model, base, tag, labels, options.lock_file)
         if not wanted(model.version):
             raise Superseded(f"{model.uri} is no longer {model.version}: it was not deployed")
         return _serve(client, name, image, model.uri, model.version, options)
