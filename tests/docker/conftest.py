@@ -60,14 +60,14 @@ def inventory(client: DockerClient) -> set[str]:
 
 
 @contextlib.contextmanager
-def composed(file: Path, project: str, environment: Mapping[str, str]) -> Iterator[Stack]:
+def composed(file: Path, project: str, environment: Mapping[str, str], up: str = "up -d") -> Iterator[Stack]:
     """The services of a compose file, running; removed with their volumes in the end, also if they do not start."""
     before = dict(os.environ)
     os.environ.update(environment)
     try:
         with get_docker_services(COMPOSE, str(file), project, [], ["down -v --remove-orphans"]) as services:
             stack = Stack(DockerComposeExecutor(COMPOSE, str(file), project), services)
-            stack.execute("up -d")
+            stack.execute(up)
             yield stack
     finally:
         os.environ.clear()

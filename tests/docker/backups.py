@@ -1,0 +1,85 @@
+"""What the tests of deploy/tracking's backups share: stacks, and the two commands."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import subprocess
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from subprocess import DEVNULL, PIPE
+from typing import IO
+
+from tests.docker.conftest import COMPOSE, Stack, composed
+from tests.docker.test_tracking import FILE, Team, stored
+from tests.project import Project, free_port
+
+TIMEOUT_S = 300
+
+
+def settings() -> dict[str, str]:
+    """Of a stack that shares nothing with another one."""
+    return {"CATDOG_TRACKING_PORT": str(free_port()), "CATDOG_DB_PASSWORD": f"geheim:/@%{secrets.token_urlsafe(12)}"}
+
+
+def named(purpose: str) -> str:
+    return f"catdog-test-{os.getpid()}-{purpose}"
+
+
+@dataclass(frozen=True)
+class Site:
+    """One of several stacks: its name, variables, and commands."""
+
+    purpose: str
+    settings: Mapping[str, str] = field(default_factory=settings)
+
+    def running(self, up: str = "up -d") -> contextlib.AbstractContextManager[Stack]:
+        return composed(FILE, named(self.purpose), self.settings, up)
+
+    def team(self, stack: Stack, folder: Path) -> Team:
+        """A project that uses the server, once it answers."""
+        address = f"http://127.0.0.1:{self.settings['CATDOG_TRACKING_PORT']}"
+        environment = {**os.environ, "MLFLOW_TRACKING_URI": address, "XDG_CACHE_HOME": str(folder / "cache")}
+        for name in self.settings:
+            environment.pop(name, None)
+        team = Team(stack, Project(folder, environment))
+        team.ready()
+        return team
+
+    def start(self, service: str, *options: str, **streams: IO[bytes] | int) -> subprocess.Popen[bytes]:
+        words = [*COMPOSE.split(), "-f", str(FILE), "-p", named(self.purpose), "run", "--rm", "-T", *options, service]
+        return subprocess.Popen(words, env={**os.environ, **self.settings}, **streams)  # type: ignore[call-overload, no-any-return]
+
+    def backup(self, to: Path) -> tuple[int, str]:
+        """Exit status, and what was said."""
+        with to.open("wb") as stream:
+            return ended(self.start("backup", stdin=DEVNULL, stdout=stream, stderr=PIPE))
+
+    def restore(self, file: Path, **changed: str) -> tuple[int, str]:
+        site = Site(self.purpose, {**self.settings, **changed})
+        with file.open("rb") as stream:
+            return ended(site.start("restore", stdin=stream, stdout=PIPE, stderr=PIPE))
+
+
+def ended(process: subprocess.Popen[bytes]) -> tuple[int, str]:
+    _, said = process.communicate(timeout=TIMEOUT_S)
+    return process.returncode, said.decode()
+
+
+def everything(team: Team) -> dict[str, object]:
+    """What is stored, with the artifacts' paths relative to where they are downloaded."""
+    found = stored(team)
+    files: dict[tuple[str, str], bytes] = found["files"]  # type: ignore[assignment]
+    folder = str(team.project.folder)
+    return {**found, "files": {(run, path.removeprefix(folder)): content for (run, path), content in files.items()}}
+
+
+def train_and_promote(team: Team, drawn: Path, weights: Path) -> None:
+    """One version, all through the server."""
+    train = ("-P", f"data={drawn}", "-P", f"weights={weights}", "-P", "image_size=96")
+    promote = ("-e", "promote", "-P", "version=1", "-P", "min_accuracy=0", "-P", "reason=first")
+    for arguments in (train, promote):
+        done = team.project.run(*arguments)
+        assert done.returncode == 0, done.stderr

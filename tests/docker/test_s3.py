@@ -1,0 +1,150 @@
+"""deploy/tracking with its artifacts on S3: moto's server, in a container beside it."""
+
+from __future__ import annotations
+
+import io
+import os
+import secrets
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import quote
+from xml.etree import ElementTree
+
+import pytest
+import requests
+from docker import DockerClient
+from docker.models.containers import Container
+from docker.models.networks import Network
+
+from tests.docker.backups import Site, everything, named, settings, train_and_promote
+from tests.docker.test_tracking import Team, served_row
+from tests.waiting import await_condition
+
+MOTO = "moto[server]==5.2.5"
+BUCKET = "team-artifacts"
+_S3 = "{http://s3.amazonaws.com/doc/2006-03-01/}"
+
+
+@dataclass(frozen=True)
+class Bucket:
+    """A bucket of moto's server, which the stack's containers call `s3`."""
+
+    site: Site
+    container: Container
+    network: Network
+
+    @property
+    def address(self) -> str:
+        self.container.reload()
+        return f"http://127.0.0.1:{self.container.ports['9000/tcp'][0]['HostPort']}/{BUCKET}"
+
+    def create(self) -> bool:
+        try:
+            return requests.put(self.address, timeout=5).ok
+        except requests.ConnectionError:
+            return False
+
+    def files(self) -> dict[str, bytes]:
+        answer = requests.get(self.address, {"list-type": "2"}, timeout=30)
+        assert "<IsTruncated>false" in answer.text
+        keys = [str(key.text) for key in ElementTree.fromstring(answer.text).iter(f"{_S3}Key")]
+        return {key: requests.get(f"{self.address}/{quote(key)}", timeout=30).content for key in keys}
+
+
+@pytest.fixture(scope="module")
+def moto(docker_client: DockerClient) -> str:
+    """An image; removed with all others of these tests."""
+    base = os.environ.get("CATDOG_PYTHON_IMAGE", "python:3.11-slim")
+    recipe = f"FROM {base}\nRUN python -m pip install --no-cache-dir --root-user-action ignore '{MOTO}'\n"
+    docker_client.images.build(fileobj=io.BytesIO(recipe.encode()), tag=named("moto"), rm=True)
+    return named("moto")
+
+
+@pytest.fixture(scope="module")
+def secret() -> str:
+    return secrets.token_urlsafe(30)
+
+
+@pytest.fixture(scope="module")
+def on_s3(
+    tmp_path_factory: pytest.TempPathFactory, drawn: Path, weights: Path, docker_client: DockerClient, moto: str, secret: str
+) -> Iterator[tuple[Team, Bucket]]:
+    """One version trained and promoted."""
+    chosen = {
+        "CATDOG_ARTIFACTS": f"s3://{BUCKET}/mlflow",
+        "MLFLOW_S3_ENDPOINT_URL": "http://s3:9000",
+        "AWS_ACCESS_KEY_ID": "AKIA0000000000000000",
+        "AWS_SECRET_ACCESS_KEY": secret,
+    }
+    site = Site("s3", {**settings(), **chosen})
+    with site.running() as stack:
+        command = ["moto_server", "-H", "0.0.0.0", "-p", "9000"]
+        server = docker_client.containers.create(moto, command, ports={"9000/tcp": ("127.0.0.1", None)})
+        try:
+            bucket = Bucket(site, server, docker_client.networks.get(f"{named('s3')}_default"))
+            bucket.network.connect(server, aliases=["s3"])
+            server.start()
+            await_condition(bucket.create)
+            team = site.team(stack, tmp_path_factory.mktemp("s3"))
+            train_and_promote(team, drawn, weights)
+            yield team, bucket
+        finally:
+            server.remove(force=True, v=True)
+
+
+def test_artifacts_are_in_the_bucket_and_clients_need_only_the_server(
+    on_s3: tuple[Team, Bucket], docker_client: DockerClient, drawn: Path, tmp_path: Path
+):
+    team, bucket = on_s3
+    image_bytes = (drawn / "test" / "cat" / "cat-0001.jpg").read_bytes()
+    before, row = everything(team), served_row(team, image_bytes, tmp_path)
+    stored_bytes = set(bucket.files().values())
+    assert all(content in stored_bytes for content in before["files"].values())  # type: ignore[attr-defined]
+    server = docker_client.containers.get(team.stack.container("server"))
+    assert server.exec_run("ls -A /artifacts").output == b""
+    server.kill()
+    team.stack.execute("up -d")
+    team.ready()
+    assert everything(team) == before
+    assert served_row(team, image_bytes, tmp_path) == row
+
+
+def test_the_server_does_not_tell_the_secret_key(on_s3: tuple[Team, Bucket], secret: str):
+    """Not even where it hands out signed addresses or fails."""
+    team, bucket = on_s3
+    server, key = f"{team.project.tracking_uri}/api/2.0/mlflow-artifacts", next(iter(bucket.files()))
+    path = quote(key.removeprefix("mlflow/"))
+    answers = [
+        requests.post(f"{server}/mpu/create/1", json={"path": "x.bin", "num_parts": 1}, timeout=30),
+        requests.get(f"{server}/presigned/{path}", timeout=30),
+        requests.get(f"{server}/artifacts/{path}", timeout=30),
+        requests.get(f"{server}/artifacts/1/nothing", timeout=30),
+        requests.get(f"{team.project.tracking_uri}/api/3.0/mlflow/server-info", timeout=30),
+    ]
+    assert [answer.ok for answer in answers] == [True, True, True, False, True]
+    assert all("X-Amz-Signature" in answer.text for answer in answers[:2])
+    for answer in answers:
+        assert secret not in answer.text + str(answer.headers), answer.url
+    assert secret not in team.stack.execute("logs")
+
+
+def test_the_backup_has_the_database_and_says_where_the_artifacts_are(
+    on_s3: tuple[Team, Bucket], docker_client: DockerClient, tmp_path: Path
+):
+    team, bucket = on_s3
+    before = everything(team)
+    status, said = bucket.site.backup(tmp_path / "file")
+    assert status == 0, said
+    assert f"they are in s3://{BUCKET}/mlflow" in said
+    bucket.network.disconnect(bucket.container)
+    team.stack.execute("down -v")
+    status, said = bucket.site.restore(tmp_path / "file", CATDOG_ARTIFACTS="")
+    assert status != 0
+    assert f"nothing was changed: the backup is of a server with CATDOG_ARTIFACTS=s3://{BUCKET}/mlflow" in said
+    status, said = bucket.site.restore(tmp_path / "file")
+    assert status == 0, said
+    team.stack.execute("up -d")
+    docker_client.networks.get(f"{named('s3')}_default").connect(bucket.container, aliases=["s3"])
+    team.ready()
+    assert everything(team) == before
