@@ -13,7 +13,7 @@ from mlflow.exceptions import MlflowException
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from tests.docker.conftest import URI, Live, Target, assert_same, inventory
+from tests.docker.conftest import URI, Live, Target, assert_same
 from tests.project import REPOSITORY, free_port
 from tests.third_party_models import save
 
@@ -54,12 +54,12 @@ def test_a_file_with_another_hash_is_not_installed_and_the_previous_model_serves
     tampered = re.sub(r"sha256:\w{8}", "sha256:" + "0" * 8, pinned[0])
     lock_file = tmp_path / "catdog.lock"
     lock_file.write_text(LOCK.read_text().replace(pinned[0], tampered))
-    before = inventory(docker_client)
+    before = locked.container(docker_client).id
     with pytest.raises(MlflowException) as refused:
         deployments.update_deployment(locked.name, config={"lock_file": str(lock_file)})
     assert "PACKAGES DO NOT MATCH THE HASHES" in refused.value.message
     assert re.search(r"onnxruntime==\S+ from .*\n.*Expected sha256 0{8}", refused.value.message)
-    assert inventory(docker_client) == before
+    assert locked.container(docker_client).id == before
     row = requests.post(f"{locked.address}/invocations", json=locked.body, timeout=60).json()["predictions"][0]
     assert_same(row, expected)
 
@@ -69,7 +69,6 @@ def test_a_file_with_another_hash_is_not_installed_and_the_previous_model_serves
     [
         ("httptools==0.6.4", "Cannot install httptools==0.6.4"),
         ("colorama==0.4.6", "colorama==0.4.6 --hash=sha256:"),  # pip says which it would have taken
-        ("colorama>=0.4", "versions pinned with ==. These do not:\n    colorama>=0.4 "),
         ("colorama @ https://packages.example/colorama.zip", "which lock_file cannot hold pip to"),
     ],
 )
@@ -83,11 +82,11 @@ def test_a_model_that_requires_anything_else_replaces_nothing(
     tmp_path: Path,
 ):
     model = save(tmp_path / "other", ["mlflow-skinny", requirement])
-    before = inventory(docker_client)
+    before = locked.container(docker_client).id
     with pytest.raises(MlflowException) as refused:
         deployments.update_deployment(locked.name, str(model))
     assert message in re.sub(r"\x1b\[\d+m", "", refused.value.message)
     assert ("uv pip compile --universal" in refused.value.message) is ("@" not in requirement)
-    assert inventory(docker_client) == before
+    assert locked.container(docker_client).id == before
     row = requests.post(f"{locked.address}/invocations", json=locked.body, timeout=60).json()["predictions"][0]
     assert_same(row, expected)
