@@ -66,7 +66,7 @@ def composed(file: Path, project: str, environment: Mapping[str, str], up: str =
     os.environ.update(environment)
     try:
         with get_docker_services(COMPOSE, str(file), project, [], ["down -v --remove-orphans"]) as services:
-            stack = Stack(DockerComposeExecutor(COMPOSE, str(file), project), services)
+            stack = Stack(DockerComposeExecutor(COMPOSE, str(file), project), services, project)
             stack.execute(up)
             yield stack
     finally:
@@ -77,8 +77,8 @@ def composed(file: Path, project: str, environment: Mapping[str, str], up: str =
 class Stack:
     """A compose file's services."""
 
-    def __init__(self, executor: DockerComposeExecutor, services: Services) -> None:
-        self.services = services
+    def __init__(self, executor: DockerComposeExecutor, services: Services, project: str) -> None:
+        self.services, self.project = services, project
         self._executor = executor
 
     def execute(self, arguments: str) -> str:

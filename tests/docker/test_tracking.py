@@ -10,6 +10,7 @@ import os
 import re
 import secrets
 import subprocess
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,20 +20,27 @@ import pytest
 import requests
 from docker import DockerClient
 
-from tests.docker.conftest import COMPOSE, Stack, composed
+from tests.docker.conftest import COMPOSE, Stack, Target, composed
 from tests.docs import steps, tables
 from tests.project import MODEL, REPOSITORY, URI, Project, free_port, run_local, serving
 from tests.request_formats import post
+from tests.waiting import await_condition
 
 if TYPE_CHECKING:
     from playwright.sync_api import Page
 
 FILE = REPOSITORY / "deploy" / "tracking" / "compose.yaml"
+FOLLOW = REPOSITORY / "deploy" / "follow" / "compose.yaml"
 ROOT_CERTIFICATE = "/data/caddy/pki/authorities/local/root.crt"
 CANDIDATES = "CatDogCandidates"
 TRAINER, PROMOTER, READER, ADMIN = "tara", "paul", "rita", "admin"
 SIGN_IN = "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
 UP_TIMEOUT_S = 120
+WEBHOOKS = {
+    "MLFLOW_WEBHOOK_ALLOWED_SCHEMES": "http,https",
+    "MLFLOW_WEBHOOK_ALLOW_PRIVATE_IPS": "true",
+    "MLFLOW_WEBHOOK_SECRET_ENCRYPTION_KEY": base64.urlsafe_b64encode(secrets.token_bytes(32)).decode(),
+}
 
 
 @dataclass(frozen=True)
@@ -84,7 +92,7 @@ def team(tmp_path_factory: pytest.TempPathFactory, drawn: Path, weights: Path) -
     folder, port, http_port = tmp_path_factory.mktemp("team"), free_port(), free_port()
     password = f"geheim:/@%{secrets.token_urlsafe(12)}"
     settings = {"CATDOG_DB_PASSWORD": password, "CATDOG_ADMIN_PASSWORD": password}
-    settings |= {"CATDOG_TRACKING_PORT": str(port), "CATDOG_TRACKING_HTTP_PORT": str(http_port)}
+    settings |= {"CATDOG_TRACKING_PORT": str(port), "CATDOG_TRACKING_HTTP_PORT": str(http_port), **WEBHOOKS}
     with composed(FILE, f"catdog-test-{os.getpid()}-team", settings) as stack:
         stack.execute("up -d --wait")
         stack.execute(f"cp proxy:{ROOT_CERTIFICATE} {folder}/catdog-ca.crt")
@@ -253,6 +261,36 @@ def test_only_caddy_is_published_and_all_are_healthy_and_locked_down(team: Team,
 def test_a_reader_may_deploy(team: Team, tmp_path: Path):
     with run_local(team.project(READER), tmp_path / "log", "-m", URI, "-C", "workers=1") as deployment:
         assert f"models:/{MODEL}/1 serves at" in deployment.log.read_text()
+
+
+def test_a_move_of_the_alias_goes_live_and_is_recorded(
+    team: Team, client: Callable[[str], Any], target: Target, tmp_path: Path
+):
+    """Through `deploy/follow`, signed in as the promoter and woken by MLflow's webhook."""
+    (tmp_path / "webhook").write_text(secret := secrets.token_hex(16))
+    hook = {"events": ["model_version_alias.created"], "secret": secret}
+    client(ADMIN).create_webhook("catdog-follow", "http://follow:8090/webhook", **hook)
+    name, port = target.new_name(), free_port()
+    create = ("create", "--name", name, "-m", URI, "-C", "follow=true", "-C", f"port={port}")
+    succeed(Target(team.project(READER)).call(*create))
+    files = ("-f", str(FILE), "-f", str(FOLLOW), "-p", team.stack.project)
+    settings = {"CATDOG_WEBHOOK_SECRET_FILE": str(tmp_path / "webhook"), "CATDOG_FOLLOW_PORT": str(free_port())}
+    up = ("docker", "compose", *files, "up", "-d", "--build", "--wait", "follow")
+    succeed(team.project(PROMOTER).command(*up, **settings))
+    promoter = client(PROMOTER)
+    promoter.copy_model_version(f"models:/{CANDIDATES}/1", MODEL)
+    reader = team.project(READER)
+    for version, previous in (("2", "1"), ("1", "2")):
+        moved = time.monotonic()
+        promoter.set_registered_model_alias(MODEL, "production", version)
+        await_match(rf'version="{version}"', lambda: requests.get(f"http://127.0.0.1:{port}/metrics", timeout=30).text)
+        print(f"\nversion {version} answered {time.monotonic() - moved:.1f} s after the alias moved")
+        outcome = rf"{PROMOTER} +deployed +production +{previous} +{version} +deployment {name}$"
+        await_match(outcome, lambda: reader.command("catdog", "history").stdout)
+
+
+def await_match(pattern: str, read: Callable[[], str]) -> None:
+    await_condition(lambda: re.search(pattern, read(), re.MULTILINE), timeout_s=180)
 
 
 @pytest.mark.browser
