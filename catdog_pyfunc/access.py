@@ -39,10 +39,8 @@ def signed_in_user() -> str | None:
 
 @functools.lru_cache(maxsize=8)
 def _signed_in_user(uri: str, _user_name: str | None) -> str | None:
-    try:
-        return internals.current_user(
-            uri, max_retries=0
-        )  # otherwise MLflow tries a certificate that is not trusted for minutes
+    try:  # without retries: MLflow would try a certificate that is not trusted for minutes
+        return internals.current_user(uri, max_retries=0)
     except MlflowException as failure:
         check(failure)
     with explained():

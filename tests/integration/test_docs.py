@@ -89,7 +89,7 @@ class Reader:
 @pytest.fixture(scope="module")
 def reader(tmp_path_factory: pytest.TempPathFactory, real_photos: Path, real_weights: Path) -> Iterator[Reader]:
     """Where version 1 has been trained and is in production."""
-    for port in (5000, 5001):
+    for port in (5000, 5001, *((80, 443) if os.environ.get("CATDOG_DOCKER") else ())):
         with socket.socket() as probe:
             if probe.connect_ex(("127.0.0.1", port)) == 0:
                 pytest.skip(f"port {port}, which the documentation uses, is taken on this machine")
@@ -155,7 +155,7 @@ def skip_if_names_are_taken() -> None:
 
 def clean_docker(reader: Reader) -> None:
     """Remove what the pages made, in case a command failed before they did."""
-    variables = {**reader.environment, "CATDOG_IMAGE": "catdog", "CATDOG_DB_PASSWORD": "x"}
+    variables = {**reader.environment, "CATDOG_IMAGE": "catdog", "CATDOG_DB_PASSWORD": "x", "CATDOG_ADMIN_PASSWORD": "x"}
     compose = "docker compose -f deploy/{}/compose.yaml down -v --rmi local"
     for command in (
         compose.format("serving"),
