@@ -55,7 +55,12 @@ def inventory(client: DockerClient) -> set[str]:
     ]
     return {
         f"{type(thing).__name__} {thing.id} {getattr(thing, 'tags', '') or thing.attrs.get('Name', '')}"
-        for thing in [*client.containers.list(all=True), *client.networks.list(), *client.volumes.list(), *images]
+        for thing in [
+            *client.containers.list(all=True, ignore_removed=True),
+            *client.networks.list(),
+            *client.volumes.list(),
+            *images,
+        ]
     }
 
 

@@ -119,7 +119,7 @@ class CatDogDeploymentClient(BaseDeploymentClient):
             if not uri:
                 raise InvalidOption(f"deployment {name!r} has no model yet: give one with -m")
             _check_follow(options, uri)
-            prediction = replacement.update(client, name, uri, options, flavor)
+            prediction = replacement.update(client, name, uri, build.exact_version(uri), options, flavor)
             return _announced(client, name, listener, prediction)
 
     def delete_deployment(self, name: str, config: Mapping[str, Any] | None = None, endpoint: str | None = None) -> None:

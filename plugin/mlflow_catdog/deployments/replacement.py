@@ -27,9 +27,10 @@ def update(
     client: DockerClient,
     name: str,
     uri: str,
+    version: str,
     options: Options,
     flavor: str | None = None,
-    wanted: Callable[[str], bool] = lambda version: True,
+    still_wanted: Callable[[], bool] = lambda: True,
 ) -> Any:
     """Serve a model, from an image that is still there or else from a new one.
 
@@ -37,9 +38,10 @@ def update(
         client: Of the Docker daemon.
         name: The deployment's.
         uri: Any URI that MLflow reads.
+        version: What `uri` has been resolved to.
         options: Of the deployment.
         flavor: Only "python_function".
-        wanted: Asked once the image is built, which may take minutes: whether that version is still to be served.
+        still_wanted: Asked once the image is built, which may take minutes.
 
     Returns:
         The model's response to the smoke test.
@@ -47,11 +49,10 @@ def update(
     Raises:
         DeploymentError: The previous model serves on.
     """
-    version = build.exact_version(uri)
     if image := images.find(client, name, images.image_key(version, options)):
         return _serve(client, name, image, uri, version, options)
     with build.fetched(uri, flavor, version) as model:
-        return build_and_serve(client, name, model, options, base_image(client, model, options), wanted)
+        return build_and_serve(client, name, model, options, base_image(client, model, options), still_wanted)
 
 
 def build_and_serve(
@@ -60,14 +61,14 @@ def build_and_serve(
     model: build.FetchedModel,
     options: Options,
     base: str,
-    wanted: Callable[[str], bool] = lambda version: True,
+    still_wanted: Callable[[], bool] = lambda: True,
 ) -> Any:
     """Build a model's image, and serve it; as `update`."""
     labels = images.labels(client, name, images.image_key(model.version, options), base)
     tag = containers.candidate_tag(name)
     try:
         image = build.build(client, model, base, tag, labels, options.lock_file)
-        if not wanted(model.version):
+        if not still_wanted():
             raise Superseded(f"{model.uri} is no longer {model.version}: it was not deployed")
         return _serve(client, name, image, model.uri, model.version, options)
     finally:

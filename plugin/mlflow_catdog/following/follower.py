@@ -117,7 +117,7 @@ class Follower:
         self._say(name, f"{uri} is {wanted} now, and {current} serves: replacing it")
         options, _ = Options.from_json(serving.labels[containers.OPTIONS])
         try:
-            replacement.update(client, name, uri, options, wanted=lambda version: build.exact_version(uri) == version)
+            replacement.update(client, name, uri, wanted, options, still_wanted=lambda: build.exact_version(uri) == wanted)
         except ModelFailed as failure:
             self._say(name, failure.message)
             outcomes.failed(followed, _number(wanted), _number(current), failure.message)
