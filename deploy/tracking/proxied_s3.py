@@ -1,7 +1,7 @@
-"""MLflow's artifacts on S3, all by way of the server.
+"""MLflow's artifacts on S3, all by way of the server; a plugin that the Dockerfile registers.
 
-MLflow's own class hands out addresses signed with the server's key, and clients then download from S3 itself, or fail where they cannot
-reach it. The Dockerfile registers this one in its place, as a plugin.
+With MLflow's own class the server hands out addresses that it signs with its key. Clients then download from S3, and fail
+where they cannot reach it.
 """
 
 from __future__ import annotations
@@ -19,15 +19,19 @@ class ProxiedS3(ArtifactRepository):
         self._s3 = S3ArtifactRepository(artifact_uri, tracking_uri=tracking_uri, registry_uri=registry_uri)
 
     def log_artifact(self, local_file: str, artifact_path: str | None = None) -> None:
+        """Upload a file."""
         self._s3.log_artifact(local_file, artifact_path)
 
     def log_artifacts(self, local_dir: str, artifact_path: str | None = None) -> None:
+        """Upload a folder."""
         self._s3.log_artifacts(local_dir, artifact_path)
 
     def list_artifacts(self, path: str | None = None) -> list[FileInfo]:
+        """List what is in a folder."""
         return list(self._s3.list_artifacts(path))
 
     def delete_artifacts(self, artifact_path: str | None = None) -> None:
+        """Delete a file or folder."""
         self._s3.delete_artifacts(artifact_path)
 
     def _download_file(self, remote_file_path: str, local_path: str) -> None:

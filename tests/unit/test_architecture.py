@@ -21,7 +21,7 @@ REPOSITORY = Path(__file__).parent.parent.parent
 def test_the_tracking_image_has_the_versions_that_were_tested():
     pins = (REPOSITORY / "constraints.txt").read_text().splitlines()
     named_there = re.findall(r"[\w-]+==[\w.]+", (REPOSITORY / "deploy" / "tracking" / "Dockerfile").read_text())
-    assert {pin.split("==")[0] for pin in named_there} == {"mlflow", "psycopg2-binary"}
+    assert {pin.split("==")[0] for pin in named_there} == {"mlflow", "psycopg2-binary", "boto3"}
     assert set(named_there) <= set(pins)
 
 
