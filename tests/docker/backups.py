@@ -7,7 +7,7 @@ import os
 import secrets
 import subprocess
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from subprocess import DEVNULL, PIPE
 from typing import IO
@@ -33,7 +33,7 @@ class Site:
     """One of several stacks: its name, variables, and commands."""
 
     purpose: str
-    settings: Mapping[str, str] = field(default_factory=settings)
+    settings: Mapping[str, str]
 
     def running(self, up: str = "up -d") -> contextlib.AbstractContextManager[Stack]:
         return composed(FILE, named(self.purpose), self.settings, up)

@@ -20,7 +20,7 @@ import pytest
 from docker import DockerClient
 from docker.models.containers import Container
 
-from tests.docker.backups import Site, everything, named, train_and_promote
+from tests.docker.backups import Site, everything, named, settings, train_and_promote
 from tests.docker.conftest import Stack
 from tests.docker.test_tracking import Team, served_row, stored
 from tests.waiting import await_condition
@@ -86,7 +86,7 @@ class Empty(Site):
         )
 
 
-HERE = Site("backup")
+HERE = Site("backup", settings())
 
 
 @pytest.fixture(scope="module")
@@ -123,7 +123,7 @@ def whole(team: Team, tmp_path_factory: pytest.TempPathFactory) -> Whole:
 
 @pytest.fixture
 def empty(docker_client: DockerClient) -> Iterator[Empty]:
-    site = Site("empty")
+    site = Site("empty", settings())
     with site.running("up -d --wait database") as stack:
         yield Empty(site.purpose, site.settings, stack, docker_client)
 
@@ -190,8 +190,8 @@ def test_a_backup_that_is_cut_off_fails_and_cannot_be_restored(
     running = Running(docker_client, HERE, "backup")
     start = running.stdout.read(1 << 20)
     assert running.container.attrs["HostConfig"]["LogConfig"]["Type"] == "none"  # or Docker would keep a copy of it
-    if cut == "kill":
-        running.container.kill()
+    if cut == "kill":  # beside what reads: Docker waits until its output has gone
+        threading.Thread(target=running.container.kill).start()
     else:
         running.process.send_signal(signal.SIGINT)
     (tmp_path / "cut").write_bytes(start + running.stdout.read())
