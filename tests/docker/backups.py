@@ -13,15 +13,17 @@ from subprocess import DEVNULL, PIPE
 from typing import IO
 
 from tests.docker.conftest import COMPOSE, Stack, composed
-from tests.docker.test_tracking import FILE, Team, stored
-from tests.project import Project, free_port
+from tests.docker.test_tracking import ADMIN, FILE, Team, signing_in, stored
+from tests.project import free_port
 
 TIMEOUT_S = 300
+PASSWORD = secrets.token_urlsafe(12)  # the admin's, everywhere: a backup has the users, too
 
 
 def settings() -> dict[str, str]:
     """Of a stack that shares nothing with another one."""
-    return {"CATDOG_TRACKING_PORT": str(free_port()), "CATDOG_DB_PASSWORD": f"geheim:/@%{secrets.token_urlsafe(12)}"}
+    ports = {name: str(free_port()) for name in ("CATDOG_TRACKING_PORT", "CATDOG_TRACKING_HTTP_PORT")}
+    return {**ports, "CATDOG_DB_PASSWORD": f"geheim:/@%{secrets.token_urlsafe(12)}", "CATDOG_ADMIN_PASSWORD": PASSWORD}
 
 
 def named(purpose: str) -> str:
@@ -39,13 +41,10 @@ class Site:
         return composed(FILE, named(self.purpose), self.settings, up)
 
     def team(self, stack: Stack, folder: Path) -> Team:
-        """A project that uses the server, once it answers."""
-        address = f"http://127.0.0.1:{self.settings['CATDOG_TRACKING_PORT']}"
-        environment = {**os.environ, "MLFLOW_TRACKING_URI": address, "XDG_CACHE_HOME": str(folder / "cache")}
-        for name in self.settings:
-            environment.pop(name, None)
-        team = Team(stack, Project(folder, environment))
-        team.ready()
+        """Who uses the server, once it answers."""
+        ports = (int(self.settings[name]) for name in ("CATDOG_TRACKING_PORT", "CATDOG_TRACKING_HTTP_PORT"))
+        team = Team(stack, folder, *ports, {ADMIN: PASSWORD})
+        team.start()
         return team
 
     def start(self, service: str, *options: str, **streams: IO[bytes] | int) -> subprocess.Popen[bytes]:
@@ -70,9 +69,10 @@ def ended(process: subprocess.Popen[bytes]) -> tuple[int, str]:
 
 def everything(team: Team) -> dict[str, object]:
     """What is stored, with the artifacts' paths relative to where they are downloaded."""
-    found = stored(team)
+    with signing_in(team) as client:
+        found = stored(team, client, ADMIN)
     files: dict[tuple[str, str], bytes] = found["files"]  # type: ignore[assignment]
-    folder = str(team.project.folder)
+    folder = str(team.folder)
     return {**found, "files": {(run, path.removeprefix(folder)): content for (run, path), content in files.items()}}
 
 
@@ -81,5 +81,5 @@ def train_and_promote(team: Team, drawn: Path, weights: Path) -> None:
     train = ("-P", f"data={drawn}", "-P", f"weights={weights}", "-P", "image_size=96")
     promote = ("-e", "promote", "-P", "version=1", "-P", "min_accuracy=0", "-P", "reason=first")
     for arguments in (train, promote):
-        done = team.project.run(*arguments)
+        done = team.project(ADMIN).run(*arguments)
         assert done.returncode == 0, done.stderr

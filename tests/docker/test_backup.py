@@ -22,7 +22,7 @@ from docker.models.containers import Container
 
 from tests.docker.backups import Site, everything, named, settings, train_and_promote
 from tests.docker.conftest import Stack
-from tests.docker.test_tracking import Team, served_row, stored
+from tests.docker.test_tracking import ADMIN, Team, served_row, signing_in
 from tests.waiting import await_condition
 
 
@@ -97,9 +97,10 @@ def team(tmp_path_factory: pytest.TempPathFactory, drawn: Path, weights: Path) -
         team = HERE.team(stack, folder)
         train_and_promote(team, drawn, weights)
         (folder / "größe x.bin").write_bytes(os.urandom(64 << 20))
-        client = team.project.client()
-        run = client.create_run(client.create_experiment("large"))
-        client.log_artifact(run.info.run_id, str(folder / "größe x.bin"), "a folder")
+        with signing_in(team) as signed_in:
+            client = signed_in(ADMIN)
+            run = client.create_run(client.create_experiment("large"))
+            client.log_artifact(run.info.run_id, str(folder / "größe x.bin"), "a folder")
         yield team
 
 
@@ -132,27 +133,26 @@ def test_backup_destruction_and_restore_lose_nothing(
     team: Team, whole: Whole, docker_client: DockerClient, drawn: Path, tmp_path: Path
 ):
     image_bytes = (drawn / "test" / "cat" / "cat-0001.jpg").read_bytes()
-    row = served_row(team, image_bytes, tmp_path)
+    row = served_row(team, image_bytes, tmp_path, ADMIN)
     team.stack.execute("down -v")
     assert not docker_client.volumes.list(filters={"name": named("backup")})
     status, said = HERE.restore(whole.file)
     assert status == 0, said
     assert said.endswith("restore: complete\n")
-    team.stack.execute("up -d")
-    team.ready()
+    team.start()
     assert everything(team) == whole.content
-    assert served_row(team, image_bytes, tmp_path) == row
-    promoted = team.project.run("-e", "promote", "-P", "version=1", "-P", "min_accuracy=0", "-P", "alias=staging")
+    assert served_row(team, image_bytes, tmp_path, ADMIN) == row
+    promoted = team.project(ADMIN).run("-e", "promote", "-P", "version=1", "-P", "min_accuracy=0", "-P", "alias=staging")
     assert promoted.returncode == 0, promoted.stderr  # the server writes to both as it did before
 
 
 def test_restore_touches_no_data(team: Team, whole: Whole):
-    before = stored(team)
+    before = everything(team)
     status, said = HERE.restore(whole.file)
     assert status != 0
     assert "nothing was changed: the database has" in said
     assert "down -v" in said
-    assert stored(team) == before
+    assert everything(team) == before
 
 
 def test_what_is_not_a_whole_backup_changes_nothing(whole: Whole, empty: Empty, docker_client: DockerClient, tmp_path: Path):
@@ -228,23 +228,22 @@ def test_a_killed_restore_is_repeated(team: Team, whole: Whole, empty: Empty, do
 
     status, said = empty.restore(whole.file)
     assert status == 0, said
-    empty.stack.execute("up -d")
     assert everything(empty.team(empty.stack, tmp_path)) == whole.content
 
 
 def test_a_backup_during_runs_has_every_file_that_it_names(team: Team, empty: Empty, tmp_path: Path):
-    with logging_runs(team.project.client(), tmp_path) as logged:
+    with signing_in(team) as signed_in, logging_runs(signed_in(ADMIN), tmp_path) as logged:
         await_condition(lambda: logged() > 5)
         assert HERE.backup(tmp_path / "file")[0] == 0
     assert empty.restore(tmp_path / "file")[0] == 0
-    empty.stack.execute("up -d")
-    client = empty.team(empty.stack, tmp_path).project.client()
-    (experiment,) = client.search_experiments(filter_string="name = 'during'")
-    runs = client.search_runs([experiment.experiment_id])
-    assert 5 < len(runs) < logged()
-    for run in runs:
-        tagged = set(run.data.tags.get("files", "").split())
-        assert tagged <= {entry.path for entry in client.list_artifacts(run.info.run_id)}
+    with signing_in(empty.team(empty.stack, tmp_path)) as signed_in:
+        client = signed_in(ADMIN)
+        (experiment,) = client.search_experiments(filter_string="name = 'during'")
+        runs = client.search_runs([experiment.experiment_id])
+        assert 5 < len(runs) < logged()
+        for run in runs:
+            tagged = set(run.data.tags.get("files", "").split())
+            assert tagged <= {entry.path for entry in client.list_artifacts(run.info.run_id)}
 
 
 @contextlib.contextmanager

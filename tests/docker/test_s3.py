@@ -18,7 +18,7 @@ from docker.models.containers import Container
 from docker.models.networks import Network
 
 from tests.docker.backups import Site, everything, named, settings, train_and_promote
-from tests.docker.test_tracking import Team, served_row
+from tests.docker.test_tracking import ADMIN, Team, served_row
 from tests.waiting import await_condition
 
 MOTO = "moto[server]==5.2.5"
@@ -108,29 +108,28 @@ def test_artifacts_are_in_the_bucket_and_clients_need_only_the_server(
 ):
     team, bucket = on_s3
     image_bytes = (drawn / "test" / "cat" / "cat-0001.jpg").read_bytes()
-    before, row = everything(team), served_row(team, image_bytes, tmp_path)
+    before, row = everything(team), served_row(team, image_bytes, tmp_path, ADMIN)
     stored_bytes = set(bucket.files().values())
     assert [file for file, content in before["files"].items() if content not in stored_bytes] == []  # type: ignore[attr-defined]
     server = docker_client.containers.get(team.stack.container("server"))
     assert server.exec_run("ls -A /artifacts").output == b""
     server.kill()
-    team.stack.execute("up -d")
-    team.ready()
+    team.start()
     assert everything(team) == before
-    assert served_row(team, image_bytes, tmp_path) == row
+    assert served_row(team, image_bytes, tmp_path, ADMIN) == row
 
 
 def test_the_server_tells_neither_keys_nor_signed_addresses(on_s3: tuple[Team, Bucket], secret: str):
     """Clients would download from those, and need more than the server."""
     team, bucket = on_s3
-    server, key = f"{team.project.tracking_uri}/api/2.0/mlflow-artifacts", next(iter(bucket.files()))
+    server, key = "/api/2.0/mlflow-artifacts", next(iter(bucket.files()))
     path = quote(key.removeprefix("mlflow/"))
     answers = [
-        requests.post(f"{server}/mpu/create/1", json={"path": "x.bin", "num_parts": 1}, timeout=30),
-        requests.get(f"{server}/presigned/{path}", timeout=30),
-        requests.get(f"{server}/artifacts/1/nothing", timeout=30),
-        requests.get(f"{server}/artifacts/{path}", timeout=30),
-        requests.get(f"{team.project.tracking_uri}/api/3.0/mlflow/server-info", timeout=30),
+        team.request(ADMIN, "POST", f"{server}/mpu/create/1", json={"path": "x.bin", "num_parts": 1}),
+        team.request(ADMIN, "GET", f"{server}/presigned/{path}"),
+        team.request(ADMIN, "GET", f"{server}/artifacts/1/nothing"),
+        team.request(ADMIN, "GET", f"{server}/artifacts/{path}"),
+        team.request(ADMIN, "GET", "/api/3.0/mlflow/server-info"),
     ]
     assert [answer.ok for answer in answers] == [False, False, False, True, True]
     for said in (*(answer.text + str(answer.headers) for answer in answers), team.stack.execute("logs")):
@@ -156,5 +155,5 @@ def test_the_backup_has_the_database_and_says_where_the_artifacts_are(
     assert status == 0, said
     team.stack.execute("up -d")
     docker_client.networks.get(f"{named('s3')}_default").connect(bucket.container, aliases=["s3"])
-    team.ready()
+    team.start()
     assert everything(team) == before

@@ -6,6 +6,7 @@ CATDOG_POSTGRES_IMAGE, CATDOG_CADDY_IMAGE and CATDOG_PYTHON_IMAGE may name other
 from __future__ import annotations
 
 import base64
+import contextlib
 import os
 import re
 import secrets
@@ -61,6 +62,12 @@ class Team:
     def certificate(self) -> Path:
         return self.folder / "catdog-ca.crt"
 
+    def start(self) -> float:
+        """Start what isn't running, and trust the authority that it has; seconds until it answers."""
+        self.stack.execute("up -d --wait")
+        self.stack.execute(f"cp proxy:{ROOT_CERTIFICATE} {self.certificate}")
+        return self.ready()
+
     def ready(self) -> float:
         return self.stack.await_up(f"http://localhost:{self.http_port}/health", UP_TIMEOUT_S, self.certificate)
 
@@ -73,12 +80,12 @@ class Team:
             environment |= {"MLFLOW_TRACKING_USERNAME": user, "MLFLOW_TRACKING_PASSWORD": self.passwords[user]}
         return Project(self.folder, environment)
 
-    def status(self, user: str, method: str, path: str, **content: Any) -> int:
-        """Status of a request; without a user, of nobody's."""
+    def request(self, user: str, method: str, path: str, **content: Any) -> requests.Response:
+        """The response to a request; without a user, to nobody's."""
         auth = (user, self.passwords[user]) if user else None
         return requests.request(
             method, f"{self.address}{path}", auth=auth, verify=str(self.certificate), timeout=60, **content
-        ).status_code
+        )
 
 
 def succeed(done: subprocess.CompletedProcess[str]) -> str:
@@ -94,10 +101,8 @@ def team(tmp_path_factory: pytest.TempPathFactory, drawn: Path, weights: Path) -
     settings = {"CATDOG_DB_PASSWORD": password, "CATDOG_ADMIN_PASSWORD": password}
     settings |= {"CATDOG_TRACKING_PORT": str(port), "CATDOG_TRACKING_HTTP_PORT": str(http_port), **WEBHOOKS}
     with composed(FILE, f"catdog-test-{os.getpid()}-team", settings) as stack:
-        stack.execute("up -d --wait")
-        stack.execute(f"cp proxy:{ROOT_CERTIFICATE} {folder}/catdog-ca.crt")
         team = Team(stack, folder, port, http_port, {ADMIN: password})
-        print(f"\nup after {team.ready():.1f} s")
+        print(f"\nup after {team.start():.1f} s")
         (users,) = (step.text for step in steps(REPOSITORY / "docs" / "team-server.md") if step.language == "python")
         created = succeed(team.project(ADMIN).command("python", "-c", users))
         team.passwords.update(line.split() for line in created.splitlines())
@@ -110,8 +115,8 @@ def team(tmp_path_factory: pytest.TempPathFactory, drawn: Path, weights: Path) -
         yield team
 
 
-@pytest.fixture(scope="module")
-def client(team: Team) -> Iterator[Callable[[str], Any]]:
+@contextlib.contextmanager
+def signing_in(team: Team) -> Iterator[Callable[[str], Any]]:
     """MLflow's client as one user after the other: it reads name and password from the environment."""
     with pytest.MonkeyPatch.context() as patch:
 
@@ -124,9 +129,15 @@ def client(team: Team) -> Iterator[Callable[[str], Any]]:
         yield signed_in
 
 
-def stored(team: Team, client: Callable[[str], Any]) -> dict[str, object]:
-    """All that must never be lost, as a reader sees it: runs with metrics, versions, aliases, and the bytes of artifacts."""
-    reader = client(READER)
+@pytest.fixture(scope="module")
+def client(team: Team) -> Iterator[Callable[[str], Any]]:
+    with signing_in(team) as signed_in:
+        yield signed_in
+
+
+def stored(team: Team, client: Callable[[str], Any], user: str = READER) -> dict[str, object]:
+    """All that must never be lost, as a user sees it: runs with metrics, versions, aliases, and the bytes of artifacts."""
+    reader = client(user)
     experiments = reader.search_experiments()
     runs = reader.search_runs([experiment.experiment_id for experiment in experiments])
     files = {}
@@ -145,8 +156,8 @@ def stored(team: Team, client: Callable[[str], Any]) -> dict[str, object]:
     }
 
 
-def served_row(team: Team, image_bytes: bytes, cwd: Path) -> dict:
-    with serving(team.project(READER), "--env-manager", "local", cwd=cwd) as address:
+def served_row(team: Team, image_bytes: bytes, cwd: Path, user: str = READER) -> dict:
+    with serving(team.project(user), "--env-manager", "local", cwd=cwd) as address:
         return post(address, {"dataframe_records": [{"image": base64.b64encode(image_bytes).decode()}]})[0]
 
 
@@ -184,7 +195,7 @@ def test_each_user_may_do_what_the_documentation_says(team: Team, client: Callab
     ]
     columns = ("", READER, TRAINER, PROMOTER, ADMIN)
     measured = [
-        [name.replace("`", ""), *(str(team.status(user, method, path, **content)) for user in columns)]
+        [name.replace("`", ""), *(str(team.request(user, method, path, **content).status_code) for user in columns)]
         for name, method, path, content in calls
     ]
     print()
