@@ -18,6 +18,7 @@ from mlflow_catdog.following.status import Statuses
 
 from catdog_pyfunc.pipeline.processes import free_port
 from catdog_pyfunc.pipeline.registry.audit_log import DEPLOYED, FOUND, NOT_DEPLOYED, PROMOTED, Entry
+from catdog_pyfunc.pipeline.registry.descriptions import audit_table
 from catdog_pyfunc.pipeline.registry.state import replay
 
 SECRET, BODY = "of the webhook", b'{"entity": "model_version_alias"}'
@@ -156,3 +157,8 @@ def test_an_outcome_moves_no_alias():
     assert replay([moved("2"), failed("3"), Entry(DEPLOYED, "production", "4", deployment="live")]).aliases == {
         "production": "2"
     }
+
+
+def test_the_history_names_the_deployment_and_why_it_has_not_changed():
+    row = audit_table([failed("2")])[1]
+    assert (row[2:6], row[-1]) == (["not deployed", "production", "1", "2"], "deployment live; cannot be built")
