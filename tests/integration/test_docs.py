@@ -24,7 +24,7 @@ from tests.project import REPOSITORY
 from tests.shell import Shell
 
 IMAGES_PER_CLASS = {"train": 120, "val": 40, "test": 60}
-DOCKER_PAGES = ("containers.md", "deployments.md", "team-server.md")
+DOCKER_PAGES = ("containers.md", "deployments.md", "follow.md", "team-server.md")
 SERVERS = ("mlflow ui", "mlflow models serve", "mlflow deployments run-local")
 _ROW = r'"label": ?"(cat|dog)".*"error": ?null'
 # Part of a command → what its output contains (a regular expression).
