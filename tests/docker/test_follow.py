@@ -54,7 +54,8 @@ class Registry:
 
     def outcomes(self, deployment: str) -> list[tuple[str, str | None, str]]:
         """Action, previous version and version of the audit log's entries, without those of other deployments."""
-        with self.used():
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("MLFLOW_TRACKING_URI", self.project.tracking_uri)
             entries = reconcile.history(FOLLOWED)
         return [(entry.action, entry.previous, entry.version) for entry in entries if entry.deployment in ("", deployment)]
 
@@ -64,13 +65,6 @@ class Registry:
     def await_outcome(self, deployment: str, outcome: tuple[str, str | None, str]) -> None:
         """Wait until the audit log's last entry is that one: action, previous version, version."""
         await_condition(lambda: self.outcomes(deployment)[-1] == outcome)
-
-    @contextlib.contextmanager
-    def used(self) -> Iterator[None]:
-        before = mlflow.get_tracking_uri()
-        mlflow.set_tracking_uri(self.project.tracking_uri)
-        yield
-        mlflow.set_tracking_uri(before)
 
 
 @pytest.fixture(scope="module")
