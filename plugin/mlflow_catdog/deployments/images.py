@@ -13,7 +13,6 @@ from docker.errors import ImageNotFound
 from mlflow.exceptions import MlflowException
 
 from mlflow_catdog.deployments import build, containers
-from mlflow_catdog.deployments.errors import DeploymentMissing
 from mlflow_catdog.deployments.options import Options
 
 if TYPE_CHECKING:
@@ -28,16 +27,13 @@ def image_key(version: str, options: Options) -> str:
     Args:
         version: `models:/<name>/<number>`. Files behind other URIs may change, so for these the key is empty.
         options: Of the deployment.
-
-    Raises:
-        DeploymentMissing: There is no such version, or the registry cannot be reached.
     """
     if not (found := re.fullmatch(r"models:/([^/@]+)/(\d+)", version)):
         return ""
     try:
         registered = mlflow.MlflowClient().get_model_version(*found.groups())
-    except MlflowException as failure:
-        raise DeploymentMissing(f"cannot find {version} ({failure.message})") from None
+    except MlflowException:  # to fetch the model will fail, too, and say why
+        return ""
     # Another registry may have a version of the same name and number.
     origin = [version, registered.creation_timestamp, registered.source]
     locked = Path(options.lock_file).read_text() if options.lock_file else ""
