@@ -41,7 +41,7 @@ class Site:
         return composed(FILE, named(self.purpose), self.settings, up)
 
     def team(self, stack: Stack, folder: Path) -> Team:
-        """Who uses the server, once it answers."""
+        """Who uses the server, once it responses."""
         ports = (int(self.settings[name]) for name in ("CATDOG_TRACKING_PORT", "CATDOG_TRACKING_HTTP_PORT"))
         team = Team(stack, folder, *ports, {ADMIN: PASSWORD})
         team.start()
@@ -52,7 +52,7 @@ class Site:
         return subprocess.Popen(words, env={**os.environ, **self.settings}, **streams)  # type: ignore[call-overload, no-any-return]
 
     def backup(self, to: Path) -> tuple[int, str]:
-        """Exit status, and what was said."""
+        """Exit status, and standard error."""
         with to.open("wb") as stream:
             return ended(self.start("backup", stdin=DEVNULL, stdout=stream, stderr=PIPE))
 
@@ -63,8 +63,8 @@ class Site:
 
 
 def ended(process: subprocess.Popen[bytes]) -> tuple[int, str]:
-    _, said = process.communicate(timeout=TIMEOUT_S)
-    return process.returncode, said.decode()
+    _, output = process.communicate(timeout=TIMEOUT_S)
+    return process.returncode, output.decode()
 
 
 def everything(team: Team) -> dict[str, object]:

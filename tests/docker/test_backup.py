@@ -115,9 +115,9 @@ class Whole:
 @pytest.fixture(scope="module")
 def whole(team: Team, tmp_path_factory: pytest.TempPathFactory) -> Whole:
     file, started = tmp_path_factory.mktemp("whole") / "catdog-backup.tar.zst", time.monotonic()
-    status, said = HERE.backup(file)
-    assert status == 0, said
-    assert said.endswith("backup: complete\n")
+    status, output = HERE.backup(file)
+    assert status == 0, output
+    assert output.endswith("backup: complete\n")
     print(f"\nbackup of {file.stat().st_size / 1e6:.0f} MB in {time.monotonic() - started:.1f} s")
     return Whole(file, everything(team))
 
@@ -136,9 +136,9 @@ def test_backup_destruction_and_restore_lose_nothing(
     row = served_row(team, image_bytes, tmp_path, ADMIN)
     team.stack.execute("down -v")
     assert not docker_client.volumes.list(filters={"name": named("backup")})
-    status, said = HERE.restore(whole.file)
-    assert status == 0, said
-    assert said.endswith("restore: complete\n")
+    status, output = HERE.restore(whole.file)
+    assert status == 0, output
+    assert output.endswith("restore: complete\n")
     team.start()
     assert everything(team) == whole.content
     assert served_row(team, image_bytes, tmp_path, ADMIN) == row
@@ -148,10 +148,10 @@ def test_backup_destruction_and_restore_lose_nothing(
 
 def test_restore_touches_no_data(team: Team, whole: Whole):
     before = everything(team)
-    status, said = HERE.restore(whole.file)
+    status, output = HERE.restore(whole.file)
     assert status != 0
-    assert "nothing was changed: the database has" in said
-    assert "down -v" in said
+    assert "nothing was changed: the database has" in output
+    assert "down -v" in output
     assert everything(team) == before
 
 
@@ -170,16 +170,16 @@ def test_what_is_not_a_whole_backup_changes_nothing(whole: Whole, empty: Empty, 
     }
     for case, damaged in cases.items():
         (tmp_path / "damaged").write_bytes(damaged)
-        status, said = empty.restore(tmp_path / "damaged")
+        status, output = empty.restore(tmp_path / "damaged")
         assert status != 0, case
-        assert "nothing was changed: this is no backup, or it is cut off or damaged" in said, case
+        assert "nothing was changed: this is no backup, or it is cut off or damaged" in output, case
         assert empty.is_empty(), case
 
 
 def test_a_backup_without_data_fails(empty: Empty, tmp_path: Path):
-    status, said = empty.backup(tmp_path / "file")
+    status, output = empty.backup(tmp_path / "file")
     assert status != 0
-    assert "Is it the right project" in said
+    assert "Is it the right project" in output
     assert (tmp_path / "file").read_bytes() == b""
 
 
@@ -226,8 +226,8 @@ def test_a_killed_restore_is_repeated(team: Team, whole: Whole, empty: Empty, do
     assert writing.ended() != 0
     empty.query("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE wait_event = 'PgSleep'")
 
-    status, said = empty.restore(whole.file)
-    assert status == 0, said
+    status, output = empty.restore(whole.file)
+    assert status == 0, output
     assert everything(empty.team(empty.stack, tmp_path)) == whole.content
 
 

@@ -105,11 +105,11 @@ class Follower:
             stderr=self._stream,
         )
 
-    def said(self) -> str:
+    def log(self) -> str:
         return self._log.read_text()
 
-    def await_said(self, what: str, times: int = 1, timeout_s: float = 60) -> None:
-        await_condition(lambda: self.said().count(what) >= times, timeout_s)
+    def await_log(self, what: str, times: int = 1, timeout_s: float = 60) -> None:
+        await_condition(lambda: self.log().count(what) >= times, timeout_s)
 
     def metrics(self) -> str:
         return requests.get(f"{self.address}/metrics", timeout=5).text
@@ -135,7 +135,7 @@ class Deployed:
     address: str
 
     def version(self) -> int:
-        """The version that answers."""
+        """The version that serves."""
         metrics = requests.get(f"{self.address}/metrics", timeout=30).text
         found = re.search(r'catdog_model_info\{name="Followed",version="(\d+)"\}', metrics)
         assert found, metrics[:2000]
@@ -144,7 +144,7 @@ class Deployed:
     def await_version(self, version: int, since: float, timeout_s: float = BUILD_S) -> float:
         await_condition(lambda: self.version() == version, timeout_s)
         took = time.monotonic() - since
-        print(f"\nversion {version} answered {took:.1f} s after the alias moved")
+        print(f"\nversion {version} responded {took:.1f} s after the alias moved")
         return took
 
 
@@ -185,11 +185,11 @@ def test_a_promotion_and_its_roll_back_go_live_without_a_lost_request(
 ):
     name = at_version_1.name
     with start() as follower, under_load(at_version_1.address, live.body, pause_s=0.1) as responses:
-        follower.await_said(f"{name}: models:/{FOLLOWED}/1 serves, as {URI} says")
+        follower.await_log(f"{name}: models:/{FOLLOWED}/1 serves, as {URI} says")
         for version in (2, 1, 2, 1):
             at_version_1.await_version(version, registry.point(version))
             registry.await_outcome(name, ("deployed", str(3 - version), str(version)))
-        assert follower.said().count("building the image") == 1  # the other three had their image
+        assert follower.log().count("building the image") == 1  # the other three had their image
         assert f'catdog_follow_behind{{deployment="{name}"}} 0.0' in follower.metrics()
     assert_none_lost(responses)
 
@@ -200,12 +200,12 @@ def test_a_broken_version_is_tried_once_and_the_old_one_serves_on(
     name = at_version_1.name
     with start() as follower:
         registry.point(3)
-        follower.await_said(f"models:/{FOLLOWED}/3 failed, so models:/{FOLLOWED}/1 serves on", timeout_s=BUILD_S)
+        follower.await_log(f"models:/{FOLLOWED}/3 failed, so models:/{FOLLOWED}/1 serves on", timeout_s=BUILD_S)
         assert registry.outcomes(name)[-1] == ("not deployed", "1", "3")
         assert f'catdog_follow_behind{{deployment="{name}"}} 1.0' in follower.metrics()
     with start() as again:  # one that remembers nothing
-        again.await_said(f"models:/{FOLLOWED}/3 failed, so models:/{FOLLOWED}/1 serves on")
-        assert "building" not in again.said()
+        again.await_log(f"models:/{FOLLOWED}/3 failed, so models:/{FOLLOWED}/1 serves on")
+        assert "building" not in again.log()
         assert at_version_1.version() == 1
         moved = registry.point(2)
         at_version_1.await_version(2, moved)
@@ -217,7 +217,7 @@ def test_a_webhook_means_look_now(
 ):
     (tmp_path / "secret").write_text(f"{SECRET}\n")
     with start("--interval", "600", "--webhook-secret-file", str(tmp_path / "secret")) as follower:
-        follower.await_said("1 serves, as")
+        follower.await_log("1 serves, as")
         forged = {"X-MLflow-Delivery-Id": "1", "X-MLflow-Timestamp": str(int(time.time())), "X-MLflow-Signature": "v1,AAAA"}
         assert requests.post(f"{follower.address}/webhook", "{}", headers=forged, timeout=5).status_code == 401
         events = ["model_version_alias.created", "model_version_alias.deleted"]
@@ -228,14 +228,14 @@ def test_a_webhook_means_look_now(
             registry.client.delete_webhook(hook.webhook_id)
 
 
-@pytest.mark.parametrize("said", ["replacing it", "starting models:/"])
+@pytest.mark.parametrize("message", ["replacing it", "starting models:/"])
 def test_a_killed_follower_is_continued_by_the_next(
-    said: str, registry: Registry, at_version_1: Deployed, start: Callable[..., Follower]
+    message: str, registry: Registry, at_version_1: Deployed, start: Callable[..., Follower]
 ):
     with start() as follower:
-        follower.await_said("1 serves, as")
+        follower.await_log("1 serves, as")
         moved = registry.point(2)
-        follower.await_said(said)
+        follower.await_log(message)
         follower.kill()
     assert at_version_1.version() in (1, 2)
     with start():
@@ -256,12 +256,12 @@ def test_ten_moves_in_ten_seconds_end_where_the_alias_is(
     registry: Registry, at_version_1: Deployed, start: Callable[..., Follower]
 ):
     with start() as follower:
-        follower.await_said("1 serves, as")
+        follower.await_log("1 serves, as")
         for version in (2, 1, 3, 1, 2, 1, 2, 3, 1, 2):
             moved = registry.point(version)
             time.sleep(1)  # part of what is tested, not a wait
         at_version_1.await_version(2, moved)
-        follower.await_said("2 serves, as")
+        follower.await_log("2 serves, as")
         assert at_version_1.version() == 2
 
 
@@ -269,14 +269,14 @@ def test_a_deleted_alias_and_a_registry_that_is_away_change_nothing(
     registry: Registry, at_version_1: Deployed, start: Callable[..., Follower]
 ):
     with start() as follower:
-        follower.await_said("1 serves, as")
+        follower.await_log("1 serves, as")
         registry.client.delete_registered_model_alias(FOLLOWED, ALIAS)
-        follower.await_said("trying again: cannot load model")
+        follower.await_log("trying again: cannot load model")
         assert at_version_1.version() == 1
         at_version_1.await_version(2, registry.point(2))
-        follower.await_said("2 serves, as")
+        follower.await_log("2 serves, as")
         registry.stop()
-        follower.await_said("trying again: cannot load model", times=2, timeout_s=120)
+        follower.await_log("trying again: cannot load model", times=2, timeout_s=120)
         assert at_version_1.version() == 2
         registry.start()
         at_version_1.await_version(1, registry.point(1))
@@ -284,5 +284,5 @@ def test_a_deleted_alias_and_a_registry_that_is_away_change_nothing(
 
 def test_a_follower_ends_on_sigterm(start: Callable[..., Follower]):
     with start() as follower:
-        follower.await_said("following: ")
+        follower.await_log("following: ")
         assert follower.kill(signal.SIGTERM) == 0

@@ -57,9 +57,9 @@ class Bucket:
         return {key: self._get(f"/{quote(key)}") for key in keys}
 
     def _get(self, what: str) -> bytes:
-        answer = requests.get(f"{self.address}{what}", headers=READER, timeout=30)
-        answer.raise_for_status()
-        return answer.content
+        response = requests.get(f"{self.address}{what}", headers=READER, timeout=30)
+        response.raise_for_status()
+        return response.content
 
 
 @pytest.fixture(scope="module")
@@ -124,18 +124,18 @@ def test_the_server_tells_neither_keys_nor_signed_addresses(on_s3: tuple[Team, B
     team, bucket = on_s3
     server, key = "/api/2.0/mlflow-artifacts", next(iter(bucket.files()))
     path = quote(key.removeprefix("mlflow/"))
-    answers = [
+    responses = [
         team.request(ADMIN, "POST", f"{server}/mpu/create/1", json={"path": "x.bin", "num_parts": 1}),
         team.request(ADMIN, "GET", f"{server}/presigned/{path}"),
         team.request(ADMIN, "GET", f"{server}/artifacts/1/nothing"),
         team.request(ADMIN, "GET", f"{server}/artifacts/{path}"),
         team.request(ADMIN, "GET", "/api/3.0/mlflow/server-info"),
     ]
-    assert [answer.ok for answer in answers] == [False, False, False, True, True]
-    for said in (*(answer.text + str(answer.headers) for answer in answers), team.stack.execute("logs")):
-        assert secret not in said
-        assert KEY_ID not in said
-        assert "X-Amz-Signature" not in said
+    assert [response.ok for response in responses] == [False, False, False, True, True]
+    for output in (*(response.text + str(response.headers) for response in responses), team.stack.execute("logs")):
+        assert secret not in output
+        assert KEY_ID not in output
+        assert "X-Amz-Signature" not in output
 
 
 def test_the_backup_has_the_database_and_says_where_the_artifacts_are(
@@ -143,16 +143,16 @@ def test_the_backup_has_the_database_and_says_where_the_artifacts_are(
 ):
     team, bucket = on_s3
     before = everything(team)
-    status, said = bucket.site.backup(tmp_path / "file")
-    assert status == 0, said
-    assert f"they are in s3://{BUCKET}/mlflow" in said
+    status, output = bucket.site.backup(tmp_path / "file")
+    assert status == 0, output
+    assert f"they are in s3://{BUCKET}/mlflow" in output
     bucket.network.disconnect(bucket.container)
     team.stack.execute("down -v")
-    status, said = bucket.site.restore(tmp_path / "file", CATDOG_ARTIFACTS="")
+    status, output = bucket.site.restore(tmp_path / "file", CATDOG_ARTIFACTS="")
     assert status != 0
-    assert f"nothing was changed: the backup is of a server with CATDOG_ARTIFACTS=s3://{BUCKET}/mlflow" in said
-    status, said = bucket.site.restore(tmp_path / "file")
-    assert status == 0, said
+    assert f"nothing was changed: the backup is of a server with CATDOG_ARTIFACTS=s3://{BUCKET}/mlflow" in output
+    status, output = bucket.site.restore(tmp_path / "file")
+    assert status == 0, output
     team.stack.execute("up -d")
     docker_client.networks.get(f"{named('s3')}_default").connect(bucket.container, aliases=["s3"])
     team.start()

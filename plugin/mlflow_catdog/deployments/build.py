@@ -64,17 +64,7 @@ def alias_of(uri: str) -> tuple[str, str] | None:
 
 
 def exact_version(uri: str) -> str:
-    """Resolve an alias.
-
-    Args:
-        uri: Any URI that MLflow reads.
-
-    Returns:
-        `models:/<name>/<number>` for a registered version or an alias; any other URI as it is.
-
-    Raises:
-        DeploymentMissing: There is no such model or alias, or the registry cannot be reached.
-    """
+    """`exact_uri`, with this target's errors."""
     with _registry_errors():
         return exact_uri(uri)
 

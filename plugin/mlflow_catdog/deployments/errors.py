@@ -34,7 +34,7 @@ class InvalidOption(DeploymentError, ValueError):  # type: ignore[misc]
 
 
 class ModelFailed(DeploymentError):
-    """The model cannot be built or started, or answers wrongly: trying again would not help."""
+    """The model cannot be built or started, or fails its smoke test: trying again would not help."""
 
 
 class Superseded(DeploymentError):

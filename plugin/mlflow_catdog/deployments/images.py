@@ -32,7 +32,7 @@ def image_key(version: str, options: Options) -> str:
         return ""
     try:
         registered = mlflow.MlflowClient().get_model_version(*found.groups())
-    except MlflowException:  # to fetch the model will fail, too, and say why
+    except MlflowException:  # fetching the model will fail, too, with a message
         return ""
     # Another registry may have a version of the same name and number.
     origin = [version, registered.creation_timestamp, registered.source]

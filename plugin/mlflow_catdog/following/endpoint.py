@@ -44,9 +44,54 @@ def is_authentic(headers: Mapping[str, str], body: bytes, secret: bytes, now: fl
     return hmac.compare_digest(given, hmac.digest(secret, content, hashlib.sha256))
 
 
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def __init__(self, address: tuple[str, int], metrics: CollectorRegistry, look_now: Callable[[], None], secret: bytes):
+        self.metrics, self.look_now, self.secret = metrics, look_now, secret
+        super().__init__(address, _Handler)
+
+
+class _Handler(BaseHTTPRequestHandler):
+    server: _Server
+    timeout = _TIMEOUT_S
+
+    def do_GET(self) -> None:
+        if self.path == "/metrics":
+            self._respond(HTTPStatus.OK, generate_latest(self.server.metrics), CONTENT_TYPE_PLAIN_0_0_4)
+        else:
+            self._respond(HTTPStatus.OK if self.path == "/health" else HTTPStatus.NOT_FOUND)
+
+    def do_POST(self) -> None:
+        length = self.headers.get("Content-Length", "")
+        if self.path != "/webhook":
+            self._respond(HTTPStatus.NOT_FOUND)
+        elif not (length.isascii() and length.isdecimal() and int(length) <= _MAX_BODY):
+            self._respond(HTTPStatus.REQUEST_ENTITY_TOO_LARGE)
+        elif self._is_authentic(self.rfile.read(int(length))):
+            self.server.look_now()
+            self._respond(HTTPStatus.NO_CONTENT)
+        else:
+            self._respond(HTTPStatus.UNAUTHORIZED)
+
+    def _is_authentic(self, body: bytes) -> bool:
+        headers = {name.lower(): value for name, value in self.headers.items()}
+        return bool(self.server.secret) and is_authentic(headers, body, self.server.secret, time.time())
+
+    def _respond(self, status: HTTPStatus, body: bytes = b"", content_type: str = "text/plain") -> None:
+        self.send_response(status)
+        self.send_header("Content-Type", content_type)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Log nothing: the follower logs what a look finds."""
+
+
 @contextlib.contextmanager
 def listening(host: str, port: int, statuses: Collector, look_now: Callable[[], None], secret: bytes) -> Iterator[None]:
-    """Answer `POST /webhook`, `GET /metrics` and `GET /health` while the block runs.
+    """Respond to `POST /webhook`, `GET /metrics` and `GET /health` while the block runs.
 
     Args:
         host: Address to listen on.
@@ -58,46 +103,9 @@ def listening(host: str, port: int, statuses: Collector, look_now: Callable[[], 
     Raises:
         OSError: The port is taken.
     """
-    registry = CollectorRegistry()
-    registry.register(statuses)
-
-    class Handler(BaseHTTPRequestHandler):
-        timeout = _TIMEOUT_S
-
-        def do_GET(self) -> None:
-            if self.path == "/metrics":
-                self._answer(HTTPStatus.OK, generate_latest(registry), CONTENT_TYPE_PLAIN_0_0_4)
-            else:
-                self._answer(HTTPStatus.OK if self.path == "/health" else HTTPStatus.NOT_FOUND)
-
-        def do_POST(self) -> None:
-            length = self.headers.get("Content-Length", "")
-            if self.path != "/webhook":
-                self._answer(HTTPStatus.NOT_FOUND)
-            elif not (length.isascii() and length.isdecimal() and int(length) <= _MAX_BODY):
-                self._answer(HTTPStatus.REQUEST_ENTITY_TOO_LARGE)
-            elif self._is_authentic(self.rfile.read(int(length))):
-                look_now()
-                self._answer(HTTPStatus.NO_CONTENT)
-            else:
-                self._answer(HTTPStatus.UNAUTHORIZED)
-
-        def _is_authentic(self, body: bytes) -> bool:
-            headers = {name.lower(): value for name, value in self.headers.items()}
-            return bool(secret) and is_authentic(headers, body, secret, time.time())
-
-        def _answer(self, status: HTTPStatus, body: bytes = b"", content_type: str = "text/plain") -> None:
-            self.send_response(status)
-            self.send_header("Content-Type", content_type)
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
-
-        def log_message(self, format: str, *args: object) -> None:
-            """Silence: what a look finds is in the log."""
-
-    with ThreadingHTTPServer((host, port), Handler) as server:
-        server.daemon_threads = True
+    metrics = CollectorRegistry()
+    metrics.register(statuses)
+    with _Server((host, port), metrics, look_now, secret) as server:
         threading.Thread(target=server.serve_forever, name="endpoint", daemon=True).start()
         try:
             yield

@@ -40,7 +40,7 @@ class Follower:
         self._due: dict[str, threading.Event] = {}  # by deployment
         self._threads: list[threading.Thread] = []  # one for each deployment: a build must not hold up the others
         self._outcomes: dict[str, Outcomes] = defaultdict(Outcomes)
-        self._said: dict[str, str] = {}
+        self._logged: dict[str, str] = {}
 
     def look_now(self) -> None:
         """Look without waiting for the interval to end; callable from any thread."""
@@ -65,9 +65,9 @@ class Follower:
         try:
             names = _followed_deployments()
         except Exception as failure:  # whatever happens, the next look may succeed
-            self._say("", f"cannot look for deployments: {failure}")
+            self._log("", f"cannot look for deployments: {failure}")
             return
-        self._say("", f"following: {', '.join(sorted(names)) or 'no deployment has follow=true'}")
+        self._log("", f"following: {', '.join(sorted(names)) or 'no deployment has follow=true'}")
         self.statuses.only(names)
         for name in names - set(self._due):
             self._due[name] = threading.Event()
@@ -85,12 +85,12 @@ class Follower:
                     if self._converge(client, name):
                         due.set()
             except DeploymentExists:
-                self._say(name, "another command is changing it: waiting for that")
+                self._log(name, "another command is changing it: waiting for that")
             except Superseded as moved:
-                self._say(name, moved.message)
+                self._log(name, moved.message)
                 due.set()
             except Exception as failure:  # the registry, Docker or the network is away: the next look may succeed
-                self._say(name, f"trying again: {failure}")
+                self._log(name, f"trying again: {failure}")
 
     def _converge(self, client: DockerClient, name: str) -> bool:
         """Replace a deployment's model if its alias points elsewhere.
@@ -108,24 +108,24 @@ class Follower:
         current, wanted = serving.labels[containers.MODEL], build.exact_version(uri)
         self.statuses.looked(name, behind=current != wanted)
         if current == wanted:
-            self._say(name, f"{wanted} serves, as {uri} says")
+            self._log(name, f"{wanted} serves, as {uri} says")
             outcomes.deployed(followed, _number(wanted))
             return False
         if outcomes.has_failed(followed, _number(wanted)):
-            self._say(name, f"{wanted} failed, so {current} serves on until {uri} is moved")
+            self._log(name, f"{wanted} failed, so {current} serves on until {uri} is moved")
             return False
-        self._say(name, f"{uri} is {wanted} now, and {current} serves: replacing it")
+        self._log(name, f"{uri} is {wanted} now, and {current} serves: replacing it")
         options, _ = Options.from_json(serving.labels[containers.OPTIONS])
         try:
             replacement.update(client, name, uri, wanted, options, still_wanted=lambda: build.exact_version(uri) == wanted)
         except ModelFailed as failure:
-            self._say(name, failure.message)
+            self._log(name, failure.message)
             outcomes.failed(followed, _number(wanted), _number(current), failure.message)
         return True
 
-    def _say(self, name: str, message: str) -> None:
-        if self._said.get(name) != message:
-            self._said[name] = message
+    def _log(self, name: str, message: str) -> None:
+        if self._logged.get(name) != message:
+            self._logged[name] = message
             log(f"{name}: {message}" if name else message)
 
 

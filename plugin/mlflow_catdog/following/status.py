@@ -24,7 +24,7 @@ class Statuses(Collector):
             self._looks = {name: self._looks.get(name, (time.time(), False)) for name in names}
 
     def looked(self, name: str, *, behind: bool) -> None:
-        """Note that the alias was found, and whether the deployment serves another version."""
+        """Record that the alias was found, and whether the deployment serves another version."""
         with self._lock:
             self._looks[name] = (time.time(), behind)
 
@@ -35,7 +35,7 @@ class Statuses(Collector):
         )
         looked = GaugeMetricFamily(
             "catdog_follow_last_look_timestamp_seconds",
-            "When the registry last told where the alias points",
+            "When the registry last responded",
             labels=["deployment"],
         )
         with self._lock:
